@@ -1,0 +1,158 @@
+"""One error tree; the type says what happens next.
+
+Raised everywhere, caught by type in `service` (records), `orchestrator` (runs), `worker` (calls) and `cli` (people). Vendor errors
+are chained into it where a vendor is fenced and never pass beyond.
+
+    MetierError
+    ├── RetryLater          nothing is lost; try again after `after_s`
+    │   ├── BusGone             the broker does not answer
+    │   ├── JournalGone         the database does not answer
+    │   ├── LaneGone            no tool runner took or answered the call
+    │   ├── EngineGone          the Docker engine does not answer
+    │   ├── ModelBusy           rate limit, overload or cut connection of a model provider
+    │   └── Held                another worker holds this call just now
+    ├── BuryRecord          this record can never be handled: to the dead letters, with its bytes
+    │   ├── Undecodable         not a CloudEvent, or its data does not fit its type
+    │   └── UnknownEvent        a type that this topic does not carry
+    ├── FailRun             the call, or the run, ends failed with this reason
+    │   ├── UnknownWorkflow
+    │   ├── BadInput            the event's input does not fit the workflow
+    │   ├── WorkflowBroken      the author's graph raised, or its shape changed under a run
+    │   ├── CallFailed          an agent's call ended failed, and the graph did not handle it
+    │   ├── DeadlineMissed
+    │   ├── LimitReached        a declared limit (turns, tool calls, cost) stopped the work
+    │   ├── ModelFailed         the model refused the request, or gave nothing usable
+    │   └── GrantRefused        a tool call without a valid grant
+    ├── AskOperator         a person must act first; commands end with this sentence
+    │   ├── BadSettings
+    │   ├── BadSpec             an agent, tool or workflow file that does not fit
+    │   ├── MissingPackage      an extra that is not installed
+    │   ├── MissingService      no broker, database or engine where the settings say
+    │   └── SchemaBehind        the journal's schema is older than the code
+    └── FencedOff           another process owns the run now: stop quietly, write nothing
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class MetierError(Exception):
+    """The root. `str(error)` is one sentence for a person; `code` is the same for a machine."""
+
+    @property
+    def code(self) -> str:
+        """The type's name in snake_case, as it stands in failure events: `unknown_workflow`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+
+class RetryLater(MetierError):
+    """Nothing is lost: try again. `after_s` is a wished delay in seconds, or None for the ordinary back-off."""
+
+    def __init__(self, message: str, *, after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
+class BusGone(RetryLater):
+    """The broker does not answer."""
+
+
+class JournalGone(RetryLater):
+    """The database does not answer."""
+
+
+class LaneGone(RetryLater):
+    """No tool runner took the call, or none answered in time."""
+
+
+class EngineGone(RetryLater):
+    """The Docker engine does not answer."""
+
+
+class ModelBusy(RetryLater):
+    """The model's provider is overloaded, limits the rate, or cut the connection."""
+
+
+class Held(RetryLater):
+    """Another worker holds this call; it ends or its claim runs out."""
+
+
+class BuryRecord(MetierError):
+    """The record can never be handled: it goes to the dead letters with this reason and its original bytes."""
+
+
+class Undecodable(BuryRecord):
+    """Not a CloudEvent in binary mode, or its data does not fit its type."""
+
+
+class UnknownEvent(BuryRecord):
+    """An event type that this topic does not carry."""
+
+
+class FailRun(MetierError):
+    """The call, or the run, ends failed; `code` and the sentence stand in its terminal event."""
+
+
+class UnknownWorkflow(FailRun):
+    """No orchestrator serves a workflow of this name and version."""
+
+
+class BadInput(FailRun):
+    """The event's input does not fit what the workflow declares."""
+
+
+class WorkflowBroken(FailRun):
+    """The author's graph raised, or its shape changed under a run that was in flight."""
+
+
+class CallFailed(FailRun):
+    """An agent's call ended failed; `reason` is the code of the failure in the worker."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DeadlineMissed(FailRun):
+    """The work was not done when its time ran out."""
+
+
+class LimitReached(FailRun):
+    """A declared limit (turns, tool calls, cost) stopped the work."""
+
+
+class ModelFailed(FailRun):
+    """The model refused the request for good, or gave nothing usable."""
+
+
+class GrantRefused(FailRun):
+    """A tool call whose grant is forged, expired, or for other arguments."""
+
+
+class AskOperator(MetierError):
+    """A person must act first. A command that meets it prints the sentence and ends with exit code 2."""
+
+
+class BadSettings(AskOperator):
+    """A setting that is missing, unknown or out of range."""
+
+
+class BadSpec(AskOperator):
+    """A file that declares an agent, tool or workflow and does not fit its model."""
+
+
+class MissingPackage(AskOperator):
+    """An optional package that is not installed; the sentence names the extra."""
+
+
+class MissingService(AskOperator):
+    """A broker, database, engine or image that is not where the settings say."""
+
+
+class SchemaBehind(AskOperator):
+    """The journal's schema is not the one that this code needs."""
+
+
+class FencedOff(MetierError):
+    """Another process owns the run: stop quietly. Nothing was written."""

@@ -1,0 +1,443 @@
+"""The journal: what is true about runs, calls, steps, tool calls and decisions. Kafka and Celery are only transport.
+
+The orchestrator writes `runs`, `decisions` and requests of `calls`; the agent worker claims and answers `calls` and writes `steps`
+and `tools`; the cli reads all of it. Every id is deterministic, so each write may come twice and counts once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from metier_infra.database import Database, Row, Statement
+from metier_infra.messages import Answer, CallId, Decision, Failure, RunId, Task, ToolCallId, Word
+
+RunStatus = Literal["accepted", "running", "succeeded", "failed"]
+
+
+class Run(Word):
+    """One execution of one workflow version. Times are seconds since the epoch; money is USD.
+
+    `announced` tells whether the terminal event reached the bus; `traceparent` is the root of the run's trace.
+    """
+
+    run_id: RunId
+    source: str
+    event_id: str
+    workflow: str
+    version: str | None
+    status: RunStatus
+    input: dict[str, JsonValue]
+    result: dict[str, JsonValue] | None = None
+    failure: Failure | None = None
+    cost_usd: float = 0.0
+    traceparent: str
+    epoch: int = 0
+    announced: bool = False
+    accepted_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run reached its terminal state."""
+        return self.status in {"succeeded", "failed"}
+
+
+class Call(Word):
+    """One request to an agent: outbox for the run that asks, inbox for the answer. `attempt` counts claims."""
+
+    call_id: CallId
+    run_id: RunId
+    agent: str
+    task: Task
+    deadline: float
+    attempt: int = 0
+    holder: str | None = None
+    answer: Answer | None = None
+    failure: Failure | None = None
+    cost_usd: float = 0.0
+    requested_at: float = 0.0
+    claimed_at: float | None = None
+    answered_at: float | None = None
+
+
+class ToolCallRow(Word):
+    """One tool call, recorded before it is sent. `result` is what the agent saw; `ok` whether the tool did its work."""
+
+    tool_call_id: ToolCallId
+    run_id: RunId
+    call_id: CallId
+    agent: str
+    category: str
+    tool: str
+    arguments: dict[str, JsonValue]
+    result: dict[str, JsonValue] | None = None
+    ok: bool | None = None
+    wall_ms: float | None = None
+    requested_at: float = 0.0
+    finished_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry of an agent's loop, in order; `body` is the agent's own JSON."""
+
+    call_id: CallId
+    n: int
+    body: dict[str, Any]
+    at: float
+
+
+@dataclass(frozen=True)
+class ToolRecord:
+    """What was measured of a tool for one agent and category: successes, failures, median time in milliseconds (None: no data)."""
+
+    ok: int
+    failed: int
+    wall_ms: float | None
+
+
+_RUN_JSON = ("input", "result", "failure")
+_CALL_JSON = ("task", "answer", "failure")
+_TOOL_JSON = ("arguments", "result")
+
+
+def _loaded(row: Row, fields: Sequence[str]) -> Mapping[str, Any]:
+    return {name: json.loads(value) if name in fields and value is not None else value for name, value in row.items()}
+
+
+def _run(row: Row) -> Run:
+    return Run.model_validate(_loaded(row, _RUN_JSON))
+
+
+def _call(row: Row) -> Call:
+    return Call.model_validate(_loaded(row, _CALL_JSON))
+
+
+def _tool(row: Row) -> ToolCallRow:
+    return ToolCallRow.model_validate(_loaded(row, _TOOL_JSON))
+
+
+class Runs:
+    """Runs and their leases. A lease is an owner, an epoch that only grows, and a time until which the owner is believed alive."""
+
+    def __init__(self, db: Database, lease_s: float) -> None:
+        self._db = db
+        self._lease_s = lease_s
+
+    async def accept(self, run: Run) -> tuple[Run, bool]:
+        """Insert the run under its event's (source, id). Returns what is stored, and whether it is new."""
+        stored = await self._db.write(
+            Statement(
+                "INSERT INTO runs (run_id, source, event_id, workflow, version, status, input, failure, traceparent, accepted_at)"
+                " VALUES (:run_id, :source, :event_id, :workflow, :version, 'accepted', :input, NULL, :traceparent, :now)"
+                " ON CONFLICT (source, event_id) DO NOTHING RETURNING *",
+                {
+                    **run.model_dump(include={"run_id", "source", "event_id", "workflow", "version", "traceparent"}),
+                    "input": json.dumps(run.input),
+                },
+            )
+        )
+        if stored[0]:
+            return _run(stored[0][0]), True
+        rows = await self._db.read(
+            "SELECT * FROM runs WHERE source = :source AND event_id = :event_id",
+            {"source": run.source, "event_id": run.event_id},
+        )
+        return _run(rows[0]), False
+
+    async def lease(self, run_id: RunId, owner: str) -> Run | None:
+        """Take the run for `owner` under a new epoch, unless it ended or another live owner holds it."""
+        rows = await self._db.write(
+            Statement(
+                "UPDATE runs SET owner = :owner, epoch = epoch + 1, lease_until = :now + :ttl, status = 'running',"
+                " started_at = coalesce(started_at, :now)"
+                " WHERE run_id = :run_id AND status IN ('accepted', 'running') AND (owner = :owner OR lease_until < :now) RETURNING *",
+                {"run_id": run_id, "owner": owner, "ttl": self._lease_s},
+            )
+        )
+        return _run(rows[0][0]) if rows[0] else None
+
+    async def renew(self, owner: str) -> None:
+        """Keep every lease of `owner` alive."""
+        await self._db.write(
+            Statement(
+                "UPDATE runs SET lease_until = :now + :ttl WHERE owner = :owner AND lease_until > 0",
+                {"owner": owner, "ttl": self._lease_s},
+            )
+        )
+
+    async def release(self, owner: str, run_id: RunId | None = None) -> None:
+        """Give up one lease of `owner`, or all of them, so that another may take the run at once."""
+        await self._db.write(
+            Statement(
+                "UPDATE runs SET lease_until = 0, owner = NULL WHERE owner = :owner AND (run_id = :run_id OR :all = 1)",
+                {"owner": owner, "run_id": run_id or "", "all": int(run_id is None)},
+            )
+        )
+
+    async def pin(self, run_id: RunId, epoch: int, version: str) -> None:
+        """Fix the workflow version that the run uses for the rest of its life. Raises `FencedOff`."""
+        await self._db.write(
+            Statement(
+                "UPDATE runs SET version = coalesce(version, :version) WHERE run_id = :run_id AND epoch = :epoch",
+                {"run_id": run_id, "epoch": epoch, "version": version},
+                must=True,
+            )
+        )
+
+    async def finish(
+        self, run_id: RunId, epoch: int, *, result: Mapping[str, Any] | None = None, failure: Failure | None = None
+    ) -> Run:
+        """Write the terminal state, once; the run's cost is the sum over its calls. Raises `FencedOff`."""
+        rows = await self._db.write(
+            Statement(
+                "UPDATE runs SET status = :status, result = :result, failure = :failure, finished_at = :now, owner = NULL, lease_until = 0,"
+                " cost_usd = (SELECT coalesce(sum(cost_usd), 0) FROM calls WHERE calls.run_id = runs.run_id)"
+                " WHERE run_id = :run_id AND epoch = :epoch AND status = 'running' RETURNING *",
+                {
+                    "run_id": run_id,
+                    "epoch": epoch,
+                    "status": "failed" if failure else "succeeded",
+                    "result": None if result is None else json.dumps(result),
+                    "failure": failure.model_dump_json() if failure else None,
+                },
+                must=True,
+            )
+        )
+        return _run(rows[0][0])
+
+    async def announced(self, run_id: RunId) -> None:
+        """Remember that the terminal event reached the bus."""
+        await self._db.write(Statement("UPDATE runs SET announced = 1 WHERE run_id = :run_id", {"run_id": run_id}))
+
+    async def unattended(self, limit: int = 1000) -> Sequence[Run]:
+        """Runs that need somebody: not ended and held by nobody alive, or ended and not announced."""
+        rows = await self._db.read(
+            "SELECT * FROM runs WHERE announced = 0 AND lease_until < :now ORDER BY accepted_at LIMIT :limit",
+            {"limit": limit},
+        )
+        return [_run(row) for row in rows]
+
+    async def get(self, run_id: str) -> Run | None:
+        """The run whose id is, or uniquely begins with, `run_id`."""
+        rows = await self._db.read(
+            "SELECT * FROM runs WHERE run_id >= :low AND run_id < :high LIMIT 2", {"low": run_id, "high": run_id + "g"}
+        )
+        return _run(rows[0]) if len(rows) == 1 or (rows and rows[0]["run_id"] == run_id) else None
+
+    async def recent(self, *, status: str | None = None, workflow: str | None = None, limit: int = 50) -> Sequence[Run]:
+        """The newest runs first."""
+        rows = await self._db.read(
+            "SELECT * FROM runs WHERE (:status = '' OR status = :status) AND (:workflow = '' OR workflow = :workflow)"
+            " ORDER BY accepted_at DESC LIMIT :limit",
+            {"status": status or "", "workflow": workflow or "", "limit": limit},
+        )
+        return [_run(row) for row in rows]
+
+
+class Calls:
+    """Calls: recorded before they are sent, claimed before they are worked on, answered once."""
+
+    def __init__(self, db: Database, lease_s: float) -> None:
+        self._db = db
+        self._lease_s = lease_s
+
+    async def request(self, call: Call) -> Call:
+        """Record the call unless it is recorded; what is stored, with its answer if there is one."""
+        await self._db.write(
+            Statement(
+                "INSERT INTO calls (call_id, run_id, agent, task, deadline, requested_at)"
+                " VALUES (:call_id, :run_id, :agent, :task, :deadline, :now) ON CONFLICT (call_id) DO NOTHING",
+                {
+                    **call.model_dump(include={"call_id", "run_id", "agent", "deadline"}),
+                    "task": call.task.model_dump_json(),
+                },
+            )
+        )
+        return await self._get(call.call_id)
+
+    async def _get(self, call_id: CallId) -> Call:
+        rows = await self._db.read("SELECT * FROM calls WHERE call_id = :call_id", {"call_id": call_id})
+        return _call(rows[0])
+
+    async def get(self, call_id: CallId) -> Call | None:
+        """The call, or None when it was never recorded."""
+        rows = await self._db.read("SELECT * FROM calls WHERE call_id = :call_id", {"call_id": call_id})
+        return _call(rows[0]) if rows else None
+
+    async def claim(self, call_id: CallId, holder: str) -> Call | None:
+        """Take the call for `holder`, counting the attempt; None when another live holder has it, or it is answered."""
+        rows = await self._db.write(
+            Statement(
+                "UPDATE calls SET holder = :holder, attempt = attempt + 1, held_until = :now + :ttl, claimed_at = coalesce(claimed_at, :now)"
+                " WHERE call_id = :call_id AND answered_at IS NULL AND (holder = :holder OR held_until < :now) RETURNING *",
+                {"call_id": call_id, "holder": holder, "ttl": self._lease_s},
+            )
+        )
+        return _call(rows[0][0]) if rows[0] else None
+
+    async def renew(self, holder: str) -> None:
+        """Keep every open claim of `holder` alive."""
+        await self._db.write(
+            Statement(
+                "UPDATE calls SET held_until = :now + :ttl WHERE holder = :holder AND answered_at IS NULL AND held_until > 0",
+                {"holder": holder, "ttl": self._lease_s},
+            )
+        )
+
+    async def release(self, holder: str, call_id: CallId | None = None) -> None:
+        """Give up one open claim of `holder`, or all of them."""
+        await self._db.write(
+            Statement(
+                "UPDATE calls SET held_until = 0, holder = NULL WHERE holder = :holder AND answered_at IS NULL"
+                " AND (call_id = :call_id OR :all = 1)",
+                {"holder": holder, "call_id": call_id or "", "all": int(call_id is None)},
+            )
+        )
+
+    async def answer(
+        self, call_id: CallId, *, answer: Answer | None = None, failure: Failure | None = None, cost_usd: float = 0.0
+    ) -> Call:
+        """Record the result; the first one wins, and it is the winner that is returned."""
+        await self._db.write(
+            Statement(
+                "UPDATE calls SET answer = :answer, failure = :failure, cost_usd = :cost_usd, answered_at = :now"
+                " WHERE call_id = :call_id AND answered_at IS NULL",
+                {
+                    "call_id": call_id,
+                    "answer": answer.model_dump_json() if answer else None,
+                    "failure": failure.model_dump_json() if failure else None,
+                    "cost_usd": cost_usd,
+                },
+            )
+        )
+        return await self._get(call_id)
+
+    async def of_run(self, run_id: RunId) -> Sequence[Call]:
+        """The run's calls, in the order in which they were requested."""
+        rows = await self._db.read(
+            "SELECT * FROM calls WHERE run_id = :run_id ORDER BY requested_at, call_id", {"run_id": run_id}
+        )
+        return [_call(row) for row in rows]
+
+
+class Steps:
+    """The trajectory of each call, step by step, so that a restart goes on where the last recorded step ended."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def append(self, call_id: CallId, n: int, body: Mapping[str, Any]) -> None:
+        """Record step `n`; a step that is there stays as it is."""
+        await self._db.write(
+            Statement(
+                "INSERT INTO steps (call_id, n, body, at) VALUES (:call_id, :n, :body, :now) ON CONFLICT (call_id, n) DO NOTHING",
+                {"call_id": call_id, "n": n, "body": json.dumps(body)},
+            )
+        )
+
+    async def of_call(self, call_id: CallId) -> Sequence[Step]:
+        """The call's steps, in order."""
+        rows = await self._db.read("SELECT * FROM steps WHERE call_id = :call_id ORDER BY n", {"call_id": call_id})
+        return [Step(CallId(row["call_id"]), int(row["n"]), json.loads(row["body"]), float(row["at"])) for row in rows]
+
+
+class Tools:
+    """Tool calls: recorded before they are sent, finished once."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def request(self, call: ToolCallRow) -> ToolCallRow:
+        """Record the tool call unless it is recorded; what is stored, with its result if there is one."""
+        await self._db.write(
+            Statement(
+                "INSERT INTO tool_calls (tool_call_id, run_id, call_id, agent, category, tool, arguments, requested_at)"
+                " VALUES (:tool_call_id, :run_id, :call_id, :agent, :category, :tool, :arguments, :now)"
+                " ON CONFLICT (tool_call_id) DO NOTHING",
+                {
+                    **call.model_dump(include={"tool_call_id", "run_id", "call_id", "agent", "category", "tool"}),
+                    "arguments": json.dumps(call.arguments),
+                },
+            )
+        )
+        return await self._get(call.tool_call_id)
+
+    async def finish(
+        self, tool_call_id: ToolCallId, result: Mapping[str, Any], *, ok: bool, wall_ms: float
+    ) -> ToolCallRow:
+        """Record the result; the first one wins, and it is the winner that is returned."""
+        await self._db.write(
+            Statement(
+                "UPDATE tool_calls SET result = :result, ok = :ok, wall_ms = :wall_ms, finished_at = :now"
+                " WHERE tool_call_id = :tool_call_id AND finished_at IS NULL",
+                {"tool_call_id": tool_call_id, "result": json.dumps(result), "ok": int(ok), "wall_ms": wall_ms},
+            )
+        )
+        return await self._get(tool_call_id)
+
+    async def _get(self, tool_call_id: ToolCallId) -> ToolCallRow:
+        rows = await self._db.read("SELECT * FROM tool_calls WHERE tool_call_id = :id", {"id": tool_call_id})
+        return _tool(rows[0])
+
+    async def of_run(self, run_id: RunId) -> Sequence[ToolCallRow]:
+        """The run's tool calls, in the order in which they were requested."""
+        rows = await self._db.read(
+            "SELECT * FROM tool_calls WHERE run_id = :run_id ORDER BY requested_at, tool_call_id", {"run_id": run_id}
+        )
+        return [_tool(row) for row in rows]
+
+    async def record(self, *, agent: str, category: str, tool: str, last: int = 200) -> ToolRecord:
+        """What the last calls of this tool by this agent in this category came to."""
+        rows = await self._db.read(
+            "SELECT ok, wall_ms FROM tool_calls WHERE agent = :agent AND category = :category AND tool = :tool AND finished_at IS NOT NULL"
+            " ORDER BY finished_at DESC LIMIT :last",
+            {"agent": agent, "category": category, "tool": tool, "last": last},
+        )
+        times = sorted(float(row["wall_ms"]) for row in rows)
+        good = sum(int(row["ok"]) for row in rows)
+        return ToolRecord(good, len(rows) - good, times[len(times) // 2] if times else None)
+
+
+class Decisions:
+    """Routing choices, kept with the run."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def record(self, decision_id: str, run_id: RunId, decision: Decision) -> bool:
+        """Keep the decision; whether it is new."""
+        rows = await self._db.write(
+            Statement(
+                "INSERT INTO decisions (decision_id, run_id, body, at) VALUES (:decision_id, :run_id, :body, :now)"
+                " ON CONFLICT (decision_id) DO NOTHING RETURNING decision_id",
+                {"decision_id": decision_id, "run_id": run_id, "body": decision.model_dump_json()},
+            )
+        )
+        return bool(rows[0])
+
+    async def of_run(self, run_id: RunId) -> Sequence[Decision]:
+        """The run's decisions, in order."""
+        rows = await self._db.read(
+            "SELECT body FROM decisions WHERE run_id = :run_id ORDER BY at, decision_id", {"run_id": run_id}
+        )
+        return [Decision.model_validate_json(row["body"]) for row in rows]
+
+
+class Journal:
+    """The parts together. `lease_s` is how long a silent holder of a run or call is believed alive, in seconds."""
+
+    def __init__(self, db: Database, lease_s: float = 15.0) -> None:
+        self.db = db
+        self.lease_s = lease_s
+        self.runs = Runs(db, lease_s)
+        self.calls = Calls(db, lease_s)
+        self.steps = Steps(db)
+        self.tools = Tools(db)
+        self.decisions = Decisions(db)

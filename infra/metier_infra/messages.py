@@ -1,0 +1,289 @@
+"""The words that travel: every event type, frozen, and its form on the wire (CloudEvents 1.0, Kafka binary mode).
+
+Produced and consumed by every role; `contracts` and the docs are generated from `EVENTS`. Consumers ignore unknown fields; a
+breaking change is a new type that ends in `.v2`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Generic, Literal, NewType, TypeVar
+
+from cloudevents.core.base import BaseCloudEvent
+from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, to_binary_event
+from cloudevents.core.v1.event import CloudEvent
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from metier_infra.errors import Undecodable, UnknownEvent
+
+RunId = NewType("RunId", str)
+CallId = NewType("CallId", str)
+ToolCallId = NewType("ToolCallId", str)
+
+REQUESTS = "metier.requests"
+RUNS = "metier.runs"
+EVENTS_TOPIC = "metier.events"
+DEAD_LETTERS = "metier.dead-letters"
+
+
+def tasks_topic(agent: str) -> str:
+    """The topic that carries the calls to one agent."""
+    return f"metier.agents.{agent}.tasks"
+
+
+def stable_id(*parts: str | int) -> str:
+    """32 hex characters that depend on the parts alone: the same work has the same id after any crash."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+class Word(BaseModel):
+    """A frozen value that travels or is stored; unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Failure(Word):
+    """Why something ended badly: `code` from the error tree, and a sentence for a person."""
+
+    code: str
+    message: str
+
+
+class Task(Word):
+    """What an agent is asked. `text` is the question; `context` is JSON that the agent may show to its model.
+
+    `category` is what the workflow believes the task to be; records of tools and models are kept by it.
+    """
+
+    text: str
+    category: str = "general"
+    context: dict[str, JsonValue] = {}
+
+
+class Answer(Word):
+    """What an agent answered: the comparable `text`, how sure it is (0 to 1, or None), and what it took.
+
+    Money is USD. `model_turns` and `tool_calls` are counts; `stopped` says why the loop ended.
+    """
+
+    text: str
+    agent: str
+    model: str
+    policy: str
+    confidence: float | None = None
+    stopped: str = "answered"
+    model_turns: int = 0
+    tool_calls: int = 0
+    cost_usd: float = 0.0
+
+
+class Candidate(Word):
+    """One agent that a decision weighed: its score (higher is better) and the chance with which it would be chosen (0 to 1)."""
+
+    agent: str
+    score: float
+    propensity: float
+
+
+class Decision(Word):
+    """A routing choice: who could have been asked, who was, why, and by which router version."""
+
+    category: str
+    chosen: tuple[str, ...]
+    topology: Literal["specialist", "panel"]
+    reason: str
+    router: str
+    candidates: tuple[Candidate, ...]
+
+
+class Event(Word):
+    """An event's data. `TYPE` is its CloudEvents type; the envelope carries id, source and subject."""
+
+    TYPE: ClassVar[str]
+
+
+class RunRequested(Event):
+    """A backend asks for a run of `workflow` (its newest version unless one is named) on `input`."""
+
+    TYPE: ClassVar[str] = "io.metier.run.requested.v1"
+    workflow: str
+    input: dict[str, JsonValue]
+    version: str | None = None
+
+
+class RunAccepted(Event):
+    """The run is in the journal; whoever owns its partition runs it. Also sent to wake a run that nobody holds."""
+
+    TYPE: ClassVar[str] = "io.metier.run.accepted.v1"
+    run_id: RunId
+    workflow: str
+
+
+class CallRequested(Event):
+    """A run asks an agent. `deadline` is seconds since the epoch."""
+
+    TYPE: ClassVar[str] = "io.metier.call.requested.v1"
+    run_id: RunId
+    call_id: CallId
+    agent: str
+    task: Task
+    deadline: float
+
+
+class CallAnswered(Event):
+    """The one committed result of a call: an answer or a failure, never both."""
+
+    TYPE: ClassVar[str] = "io.metier.call.answered.v1"
+    run_id: RunId
+    call_id: CallId
+    answer: Answer | None = None
+    failure: Failure | None = None
+
+
+class DecisionMade(Event):
+    """A workflow chose whom to ask."""
+
+    TYPE: ClassVar[str] = "io.metier.decision.made.v1"
+    run_id: RunId
+    decision: Decision
+
+
+class RunStarted(Event):
+    """An orchestrator took the run up for the first time."""
+
+    TYPE: ClassVar[str] = "io.metier.run.started.v1"
+    run_id: RunId
+    workflow: str
+    version: str
+
+
+class RunSucceeded(Event):
+    """The run's one terminal event, when it went well. `request_id` is the id of the event that asked for it."""
+
+    TYPE: ClassVar[str] = "io.metier.run.succeeded.v1"
+    run_id: RunId
+    request_id: str
+    workflow: str
+    result: dict[str, JsonValue]
+    cost_usd: float
+
+
+class RunFailed(Event):
+    """The run's one terminal event, when it did not go well."""
+
+    TYPE: ClassVar[str] = "io.metier.run.failed.v1"
+    run_id: RunId
+    request_id: str
+    workflow: str
+    failure: Failure
+    cost_usd: float
+
+
+EVENTS: Mapping[str, type[Event]] = {
+    kind.TYPE: kind
+    for kind in (
+        RunRequested,
+        RunAccepted,
+        CallRequested,
+        CallAnswered,
+        DecisionMade,
+        RunStarted,
+        RunSucceeded,
+        RunFailed,
+    )
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a bus carries: a Kafka record without its place."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A record at its place in the log, as a consumer gets it. `key` and `value` are the original bytes."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+E = TypeVar("E", bound=Event)
+
+
+@dataclass(frozen=True)
+class Envelope(Generic[E]):
+    """An event with its CloudEvents context. `traceparent` is the W3C context of the send, when there is one."""
+
+    data: E
+    id: str
+    source: str
+    key: str
+    subject: str | None = None
+    traceparent: str | None = None
+    time: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+def encode(topic: str, event: Envelope[Any]) -> Record:
+    """The record that carries `event`; `traceparent` is a plain header, as W3C Trace Context wants it."""
+    attributes = {
+        "id": event.id,
+        "source": event.source,
+        "type": event.data.TYPE,
+        "specversion": "1.0",
+        "time": event.time,
+        "datacontenttype": "application/json",
+        "partitionkey": event.key,
+        **({"subject": event.subject} if event.subject else {}),
+    }
+    message = to_binary_event(CloudEvent(attributes, event.data.model_dump(mode="json")))
+    trace = {"traceparent": event.traceparent.encode()} if event.traceparent else {}
+    return Record(topic, event.key.encode(), message.value, tuple({**message.headers, **trace}.items()))
+
+
+def decode(delivery: Delivery) -> Envelope[Event]:
+    """The event in `delivery`.
+
+    Raises:
+        Undecodable: the bytes are not a CloudEvent in binary mode, or the data does not fit its type.
+        UnknownEvent: a well-formed CloudEvent of a type that is not ours.
+    """
+    event = _cloud_event(delivery)
+    kind = EVENTS.get(event.get_type())
+    if kind is None:
+        raise UnknownEvent(f"the event type {event.get_type()!r} is not one of ours")
+    try:
+        data = kind.model_validate(event.get_data())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "data"
+        raise Undecodable(f"the event's data does not fit its type: {place}: {first['msg']}") from error
+    trace = dict(delivery.headers).get("traceparent", b"").decode("ascii", "replace") or None
+    key = (delivery.key or b"").decode("utf-8", "replace")
+    return Envelope(
+        data, event.get_id(), event.get_source(), key, event.get_subject(), trace, event.get_time() or datetime.now(UTC)
+    )
+
+
+def _cloud_event(delivery: Delivery) -> BaseCloudEvent:
+    try:
+        return from_binary_event(KafkaMessage(dict(delivery.headers), None, delivery.value))
+    except Exception as error:  # the library raises many kinds on hostile bytes; all of them mean the same
+        raise Undecodable(f"not a CloudEvent in Kafka binary mode: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

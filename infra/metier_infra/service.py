@@ -1,0 +1,155 @@
+"""What every long-running role does with its records, as layers: span, then decode, then handle; retry or bury; acknowledge.
+
+`orchestrator` and `worker` give it a handler; it stands between them and the bus. A role ends by SIGTERM through `stop`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from metier_infra import telemetry
+from metier_infra.bus import Bus, Consumption, Handler
+from metier_infra.errors import BuryRecord, BusGone, UnknownEvent
+from metier_infra.messages import DEAD_LETTERS, Delivery, Envelope, Event, Record, decode, encode
+from metier_infra.retry import Backoff, persist
+
+log = structlog.get_logger()
+
+EventHandler = Callable[[Envelope[Event], Delivery], Awaitable[None]]
+PATIENT = Backoff(first_s=0.05, ceiling_s=5.0)
+
+
+def retried(handle: Handler, backoff: Backoff = PATIENT) -> Handler:
+    """A layer: a record whose handler raises `RetryLater` is handled again, in place, until it works."""
+
+    async def layer(delivery: Delivery) -> None:
+        await persist(f"{delivery.topic}@{delivery.partition}:{delivery.offset}", lambda: handle(delivery), backoff)
+
+    return layer
+
+
+def buried(handle: Handler, bus: Bus) -> Handler:
+    """A layer: a record that can never be handled goes to the dead letters, with original bytes and headers and the reason."""
+
+    async def layer(delivery: Delivery) -> None:
+        try:
+            await handle(delivery)
+        except BuryRecord as error:
+            log.warning("record buried", action="bury", topic=delivery.topic, partition=delivery.partition, offset=delivery.offset,
+                        reason=error.code, error=str(error))  # fmt: skip
+            await bus.publish(dead_letter(delivery, error))
+
+    return layer
+
+
+def dead_letter(delivery: Delivery, error: BuryRecord) -> Record:
+    """The record that keeps `delivery` as it was, with where it lay and why it could not be handled."""
+    why = {
+        "metier-dead-reason": error.code,
+        "metier-dead-message": str(error),
+        "metier-dead-topic": delivery.topic,
+        "metier-dead-partition": str(delivery.partition),
+        "metier-dead-offset": str(delivery.offset),
+    }
+    headers = (*delivery.headers, *((name, value.encode()) for name, value in why.items()))
+    return Record(DEAD_LETTERS, delivery.key, delivery.value, headers)
+
+
+def dispatch(handlers: Mapping[type[Event], EventHandler]) -> Handler:
+    """Decode a record and hand it to the handler of its type. Raises `Undecodable` or `UnknownEvent`."""
+
+    async def handle(delivery: Delivery) -> None:
+        envelope = decode(delivery)
+        handler = handlers.get(type(envelope.data))
+        if handler is None:
+            raise UnknownEvent(f"{envelope.data.TYPE} does not belong on {delivery.topic}")
+        await handler(envelope, delivery)
+
+    return handle
+
+
+@contextmanager
+def processing(
+    envelope: Envelope[Event], delivery: Delivery, *, parent: str | None = None
+) -> Generator[telemetry.Span]:
+    """The consumer's span of a hop: linked to the send; its child too, unless `parent` (a run's root) says otherwise."""
+    attributes: Mapping[str, telemetry.Value] = {
+        **telemetry.messaging(delivery.topic, "process"),
+        telemetry.PARTITION: str(delivery.partition),
+        telemetry.OFFSET: delivery.offset,
+    }
+    with telemetry.span(
+        telemetry.process(delivery.topic),
+        "consumer",
+        parent=parent or envelope.traceparent,
+        links=[envelope.traceparent],
+        attributes=attributes,
+    ) as span:
+        yield span
+
+
+async def send(bus: Bus, topic: str, *events: Envelope[Any]) -> None:
+    """Publish events on a topic, each with the context of its producer span."""
+    with ExitStack() as spans:
+        records = [
+            encode(topic, replace(event, traceparent=spans.enter_context(_sending(topic, event)).traceparent))
+            for event in events
+        ]
+        await bus.publish(*records)
+
+
+def _sending(topic: str, event: Envelope[Any]) -> AbstractContextManager[telemetry.Span]:
+    attributes = {**telemetry.messaging(topic, "send"), telemetry.MESSAGE_KEY: event.key}
+    return telemetry.span(telemetry.send(topic), "producer", attributes=attributes)
+
+
+async def serve(bus: Bus, what: Consumption, handlers: Mapping[type[Event], EventHandler], stop: asyncio.Event) -> None:
+    """Consume until `stop`; a broker that is away is waited for, with back-off."""
+    handle = buried(retried(dispatch(handlers)), bus)
+    waited = retried(handle)
+
+    async def consume() -> None:
+        await bus.consume(what, waited, stop)
+
+    while not stop.is_set():
+        try:
+            await consume()
+        except BusGone as error:
+            log.warning("broker away", action="reconnect", topics=list(what.topics), error=str(error), after_s=1.0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 1.0)
+
+
+def on_sigterm(stop: asyncio.Event) -> None:
+    """SIGTERM and SIGINT set `stop`: the role takes no more work, ends what it has, and returns."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+class Ready:
+    """The file that says that a role is ready (`METIER_READY_FILE`), for `make up` and for a readiness probe."""
+
+    def __init__(self, path: Path | None, waits_for: int = 1) -> None:
+        self._path = path
+        self._left = waits_for
+
+    def one(self) -> None:
+        """One of the things that were waited for is there; the last one makes the file."""
+        self._left -= 1
+        if self._left == 0 and self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+
+    def gone(self) -> None:
+        """The role drains: it is not ready any more."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""Settings: a frozen class per concern, read from `METIER_…` environment variables.
+
+`compose` loads them, once, at the edge; nothing below reads the environment. Unknown `METIER_` names are refused, with the nearest
+known name, so that a misspelt setting is never silently ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from metier_infra.errors import BadSettings
+
+
+class KafkaSettings(BaseSettings):
+    """Where the broker is, and how a consumer behaves."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_KAFKA_")
+
+    bootstrap: str = Field("127.0.0.1:9092", description="host:port of one or more brokers, comma-separated")
+    session_timeout_ms: int = Field(
+        10_000, ge=1_000, description="a consumer silent for this long loses its partitions; milliseconds"
+    )
+    partitions: int = Field(6, ge=1, description="partitions of a topic that `metier topics` creates")
+    replication: int = Field(1, ge=1, description="replicas of a topic that `metier topics` creates")
+
+
+class JournalSettings(BaseSettings):
+    """Where the journal is: Postgres when a URL is given, else a SQLite file."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_")
+
+    postgres_url: SecretStr | None = Field(
+        None, description="postgresql://user:password@host:port/database; none: SQLite"
+    )
+    sqlite_path: Path = Field(Path(".metier/journal.db"), description="the embedded journal's file")
+    lease_s: float = Field(
+        15.0, gt=0, description="a run or call whose holder was silent for this long may be taken over; seconds"
+    )
+
+
+class LaneSettings(BaseSettings):
+    """The tool lane: Redis as Celery's broker, and the key that signs call grants."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_")
+
+    redis_url: SecretStr | None = Field(None, description="redis://host:port/db; none: tools run in this process")
+    grant_key: SecretStr | None = Field(
+        None, description="secret shared by agents and tool runners; signs each tool call's grant"
+    )
+
+
+class SandboxSettings(BaseSettings):
+    """The containers that untrusted code runs in."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_SANDBOX_")
+
+    image: str = Field(
+        "metier-sandbox:latest", description="image reference; it is resolved to its content id at start"
+    )
+    pool: int = Field(2, ge=0, description="containers kept warm")
+    limit: int = Field(8, ge=1, description="containers at one time in this runner")
+    wait_s: float = Field(30.0, gt=0, description="how long a call may wait for a container; seconds")
+    idle_s: float = Field(
+        20.0, gt=0, description="a run's container that served no call for this long is ended; seconds"
+    )
+    runtime: str | None = Field(
+        None, description="an OCI runtime by its name in the engine, such as runsc; none: the engine's default"
+    )
+
+
+class RoleSettings(BaseSettings):
+    """What every long-running role shares."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_")
+
+    instance: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
+        description="this process's name; a name that survives a restart (a StatefulSet pod) lets it take its own work up at once",
+    )
+    ready_file: Path | None = Field(None, description="created when the role is ready, removed when it drains")
+    drain_s: float = Field(25.0, gt=0, description="after SIGTERM, running work has this long to end; seconds")
+    concurrency: int = Field(16, ge=1, description="records that one role handles at a time")
+    workflows: str = Field("metier.examples.specialists", description="modules that declare workflows, comma-separated")
+    agents: Path | None = Field(None, description="folder of agent files; none: the three that ship as examples")
+
+
+SETTINGS: tuple[type[BaseSettings], ...] = (KafkaSettings, JournalSettings, LaneSettings, SandboxSettings, RoleSettings)
+S = TypeVar("S", bound=BaseSettings)
+
+
+FREE_PREFIXES = ("METIER_MODEL_", "METIER_LOCAL_")
+"""`METIER_MODEL_<AGENT>` replaces an agent's model; `METIER_LOCAL_…` is read by the scripts under infra/local."""
+
+
+def known_names() -> frozenset[str]:
+    """Every environment variable that a settings class reads."""
+    return frozenset((str(c.model_config.get("env_prefix", "")) + f).upper() for c in SETTINGS for f in c.model_fields)
+
+
+def refuse_unknown() -> None:
+    """Raise `BadSettings` when the environment holds a `METIER_` name that nothing reads."""
+    for name in sorted(os.environ):
+        if name.startswith("METIER_") and name not in known_names() and not name.startswith(FREE_PREFIXES):
+            near = difflib.get_close_matches(name, known_names(), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise BadSettings(f"the environment variable {name} is not a setting of Métier{hint}")
+
+
+def load(kind: type[S]) -> S:
+    """The settings of one concern. Raises `BadSettings` with the variable's name and what it must be."""
+    try:
+        return kind()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = (str(kind.model_config.get("env_prefix", "")) + str(first["loc"][0])).upper()
+        raise BadSettings(f"{name}: {first['msg']}") from error
+
+
+def model_overrides() -> dict[str, str]:
+    """`METIER_MODEL_<AGENT>` variables: agent name (lower case, `_` for `-`) to model id."""
+    prefix = "METIER_MODEL_"
+    return {name[len(prefix) :].lower(): value for name, value in os.environ.items() if name.startswith(prefix)}

@@ -1,0 +1,91 @@
+"""SQLite as the journal's database: the embedded default. `compose` opens it; nothing else names it.
+
+One connection on one thread, WAL, fsync at every commit. A file lock makes a second process fail with a clear sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import re
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, TypeVar
+
+from metier_infra.database import Params, Row, Statement
+from metier_infra.errors import FencedOff, JournalGone, MissingService
+
+T = TypeVar("T")
+_NOW = re.compile(r":now\b")
+_CLOCK = "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+class SqliteDatabase:
+    """See `metier_infra.database.Database`. `path` is a file, or `:memory:` for a journal that ends with the process."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        self._lock: IO[str] | None = None
+        self._connection = self._thread.submit(self._open).result()
+
+    def _open(self) -> sqlite3.Connection:
+        if str(self._path) != ":memory:":
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self._path.with_suffix(".lock").open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._lock.close()
+                self._thread.shutdown(wait=False)
+                raise MissingService(
+                    f"{self._path} is in use by another `metier` process; end it, or set METIER_SQLITE_PATH"
+                ) from error
+        connection = sqlite3.connect(self._path, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        return connection
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except sqlite3.OperationalError as error:
+            raise JournalGone(f"SQLite at {self._path}: {error}") from error
+
+    async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
+        """See `Database.read`."""
+        return await self._call(lambda: self._rows(sql, params or {})[0])
+
+    async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
+        """See `Database.write`."""
+        return await self._call(lambda: self._transaction(statements))
+
+    def _transaction(self, statements: Sequence[Statement]) -> Sequence[Sequence[Row]]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            results: list[Sequence[Row]] = []
+            for statement in statements:
+                rows, touched = self._rows(statement.sql, statement.params)
+                if statement.must and not (rows or touched > 0):
+                    raise FencedOff("this process no longer owns the run")
+                results.append(rows)
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+        return results
+
+    def _rows(self, sql: str, params: Params) -> tuple[list[Row], int]:
+        cursor = self._connection.execute(_NOW.sub(_CLOCK, sql), dict(params))
+        rows: list[Row] = [dict(row) for row in cursor.fetchall()]
+        return rows, cursor.rowcount
+
+    async def close(self) -> None:
+        """Close the file and end the thread."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
+        self._thread.shutdown()
+        if self._lock is not None:
+            self._lock.close()

@@ -1,0 +1,202 @@
+"""OpenTelemetry, fenced: span names, attributes, context across a hop, and the exporter.
+
+Names follow the GenAI and messaging semantic conventions (v1.44, in development); this module is the only place that spells them.
+`compose` calls `start`; the bus adapters, orchestrator, worker and tool runner open spans. Content is never recorded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+Kind = Literal["internal", "client", "producer", "consumer"]
+Value = str | int | float | bool
+
+RUN_ID = "metier.run.id"
+CALL_ID = "metier.call.id"
+ATTEMPT = "metier.call.attempt"
+POLICY = "metier.agent.policy"
+DECISION = "metier.decision.chosen"
+RUN_STATE = "metier.run.state"
+COST_USD = "metier.cost_usd"
+OPERATION = "gen_ai.operation.name"
+WORKFLOW_NAME = "gen_ai.workflow.name"
+AGENT_NAME = "gen_ai.agent.name"
+AGENT_DIGEST = "gen_ai.agent.version"
+CONVERSATION_ID = "gen_ai.conversation.id"
+REQUEST_MODEL = "gen_ai.request.model"
+PROVIDER = "gen_ai.provider.name"
+INPUT_TOKENS = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+TOOL_NAME = "gen_ai.tool.name"
+TOOL_CALL_ID = "gen_ai.tool.call.id"
+TOOL_TYPE = "gen_ai.tool.type"
+ERROR_TYPE = "error.type"
+PARTITION = "messaging.destination.partition.id"
+OFFSET = "messaging.kafka.offset"
+MESSAGE_KEY = "messaging.kafka.message.key"
+SANDBOX_CONTAINER = "metier.sandbox.container.id"
+SANDBOX_IMAGE = "metier.sandbox.image.digest"
+SANDBOX_WAIT_MS = "metier.sandbox.wait_ms"
+SANDBOX_COLD = "metier.sandbox.cold"
+SANDBOX_EXIT_CODE = "metier.sandbox.exit_code"
+SANDBOX_STATUS = "metier.sandbox.status"
+
+_propagator = TraceContextTextMapPropagator()
+_kinds = {
+    "internal": SpanKind.INTERNAL,
+    "client": SpanKind.CLIENT,
+    "producer": SpanKind.PRODUCER,
+    "consumer": SpanKind.CONSUMER,
+}
+_provider: list[TracerProvider] = []
+
+
+def invoke_workflow(name: str) -> str:
+    """The span of one segment of a run."""
+    return f"invoke_workflow {name}"
+
+
+def invoke_agent(name: str) -> str:
+    """The span of one call, on both sides of the hop."""
+    return f"invoke_agent {name}"
+
+
+def chat(model: str) -> str:
+    """The span of one model request."""
+    return f"chat {model}"
+
+
+def execute_tool(name: str) -> str:
+    """The span of one tool call, on both sides of the lane."""
+    return f"execute_tool {name}"
+
+
+def send(topic: str) -> str:
+    """The producer's span of a hop."""
+    return f"send {topic}"
+
+
+def process(topic: str) -> str:
+    """The consumer's span of a hop."""
+    return f"process {topic}"
+
+
+def messaging(topic: str, operation: Literal["send", "process"]) -> dict[str, Value]:
+    """The attributes that every span of a hop has."""
+    return {
+        "messaging.system": "kafka",
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
+        "messaging.destination.name": topic,
+    }
+
+
+SANDBOX_LEASE = "sandbox.lease"
+SANDBOX_EXEC = "sandbox.exec"
+
+
+class Span:
+    """The open span, for those who add what they learn."""
+
+    def __init__(self, inner: trace.Span) -> None:
+        self._inner = inner
+
+    def set(self, attributes: Mapping[str, Value | None]) -> None:
+        """Add attributes; those that are None are left out."""
+        self._inner.set_attributes({name: value for name, value in attributes.items() if value is not None})
+
+    def fail(self, kind: str, message: str = "") -> None:
+        """Mark the span failed with an `error.type`."""
+        self._inner.set_attribute(ERROR_TYPE, kind)
+        self._inner.set_status(Status(StatusCode.ERROR, message or kind))
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C `traceparent` of this span, to carry over a hop."""
+        return _format(self._inner.get_span_context())
+
+
+def start(role: str, instance: str) -> None:
+    """Install the tracer of this process, once. Spans are exported by OTLP over HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set."""
+    if _provider:
+        return
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": f"metier-{role}", "service.instance.id": instance}, SCHEMA_URL)
+    )
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
+    _provider.append(provider)
+
+
+def stop() -> None:
+    """Export what is left and end the exporter; called when the role ends, and before a process forks."""
+    while _provider:
+        _provider.pop().shutdown()
+
+
+def _tracer() -> trace.Tracer:
+    if not _provider:
+        start("library", "none")
+    return _provider[0].get_tracer("metier", schema_url=SCHEMA_URL)
+
+
+@contextmanager
+def span(
+    name: str,
+    kind: Kind = "internal",
+    *,
+    parent: str | None = None,
+    links: Sequence[str | None] = (),
+    attributes: Mapping[str, Value | None] | None = None,
+) -> Generator[Span]:
+    """Open a span under `parent` (a `traceparent`; none: the current span), linked to other `traceparent`s.
+
+    An exception that passes through marks it failed with `error.type` and goes on.
+    """
+    context = trace.set_span_in_context(NonRecordingSpan(remote)) if parent and (remote := _parse(parent)) else None
+    linked = [Link(found) for link in links if link and (found := _parse(link))]
+    with _tracer().start_as_current_span(
+        name, context, _kinds[kind], links=linked, record_exception=False, set_status_on_exception=False
+    ) as inner:
+        opened = Span(inner)
+        opened.set(attributes or {})
+        try:
+            yield opened
+        except BaseException as error:
+            opened.fail(str(getattr(error, "code", type(error).__name__)))
+            raise
+
+
+def current() -> str | None:
+    """The `traceparent` of the current span, or None outside any."""
+    context = trace.get_current_span().get_span_context()
+    return _format(context) if context.is_valid else None
+
+
+def trace_id(traceparent: str) -> str:
+    """The 32 hex characters that name the whole trace."""
+    return traceparent.split("-")[1]
+
+
+def _format(context: SpanContext) -> str:
+    carrier: dict[str, str] = {}
+    _propagator.inject(carrier, trace.set_span_in_context(NonRecordingSpan(context)))
+    return carrier.get("traceparent", "")
+
+
+def _parse(traceparent: str) -> SpanContext | None:
+    context = trace.get_current_span(_propagator.extract({"traceparent": traceparent})).get_span_context()
+    return context if context.is_valid else None
