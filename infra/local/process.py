@@ -1,0 +1,169 @@
+"""Start, recognise and end operating-system processes, each known by a pid file.
+
+Called by `lifecycle` (services and roles) and by `services` and `engine` (leftovers); hands on to the kernel.
+A pid file holds `PID BIRTH`: the birth time tells our process from a later one under the same number, and the
+process state tells a running one from a zombie that nobody has reaped yet, which `kill -0` cannot.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+POLL = 0.05
+"""Seconds between two looks at a process or a service."""
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the kernel tells of a process: its state letter, its parent, and when it was born."""
+
+    state: str
+    parent: int
+    born: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is a zombie or dead, though its number is still taken."""
+        return self.state[:1] in ("Z", "X")
+
+
+def look(pid: int) -> Seen | None:
+    """Return what is under that process number, or None."""
+    return _look_in_proc(pid) if (_PROC / "self/stat").exists() else _ask_ps(pid)
+
+
+def _look_in_proc(pid: int) -> Seen | None:
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # what stands before may hold blanks: it is the program's name
+    return Seen(state=fields[0], parent=int(fields[1]), born=fields[19])
+
+
+def _ask_ps(pid: int) -> Seen | None:
+    command = ["ps", "-o", "stat=", "-o", "ppid=", "-o", "lstart=", "-p", str(pid)]
+    fields = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return Seen(state=fields[0], parent=int(fields[1]), born="_".join(fields[2:])) if len(fields) > 2 else None
+
+
+def command_line(pid: int) -> str:
+    """Return the command line of a process, or an empty text when it cannot be told."""
+    try:
+        return (_PROC / str(pid) / "cmdline").read_text(errors="replace").replace("\0", " ").strip()
+    except OSError:
+        command = ["ps", "-o", "command=", "-p", str(pid)]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def running(pidfile: Path) -> int | None:
+    """Return the pid of the very process that a pid file names, if it still runs."""
+    try:
+        number, born = pidfile.read_text().split()
+        pid = int(number)
+    except (OSError, ValueError):
+        return None
+    seen = look(pid)
+    return pid if seen and seen.born == born and not seen.ended else None
+
+
+def start(
+    command: Sequence[str],
+    *,
+    pidfile: Path,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    folder: Path = Path("/"),
+    user: str | None = None,
+) -> int:
+    """Start a process in its own session, its output appended to a log, and write its pid file."""
+    group, groups = (user, []) if user is None else (_group_of(user), [])
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+            user=user,
+            group=group,
+            extra_groups=None if user is None else groups,
+        )
+    seen = look(process.pid)
+    _write_whole(pidfile, f"{process.pid} {seen.born if seen else 'unseen'}\n")
+    return process.pid
+
+
+def _group_of(user: str) -> int:
+    import pwd
+
+    return pwd.getpwnam(user).pw_gid
+
+
+def _write_whole(path: Path, text: str) -> None:
+    half = path.with_name(path.name + ".new")
+    half.write_text(text)
+    half.replace(path)
+
+
+def stop(pidfile: Path, *, first: signal.Signals, grace: float) -> bool:
+    """End what a pid file names: a signal, a grace in seconds, then SIGKILL. Say whether there was anything to end."""
+    pid = running(pidfile)
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, first)
+        wait_until(lambda: running(pidfile) is None, grace)
+        _kill_session(pid)
+        wait_until(lambda: running(pidfile) is None, 5)
+    pidfile.unlink(missing_ok=True)
+    return pid is not None
+
+
+def kill(pidfile: Path) -> bool:
+    """End what a pid file names the hard way, as a crash would, and leave the pid file as a crash would."""
+    pid = running(pidfile)
+    if pid is not None:
+        _kill_session(pid)
+        wait_until(lambda: running(pidfile) is None, 5)
+    return pid is not None
+
+
+def _kill_session(pid: int) -> None:
+    """SIGKILL a process of ours and the children it left in its process group (it leads one: see `start`)."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], bool], limit: float) -> bool:
+    """Poll until a condition holds; say whether it did within the limit, in seconds."""
+    end = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+def settle(pidfile: Path) -> None:
+    """Wait until a zombie named by a program's own pid file is reaped: to that program it would look alive."""
+    with suppress(OSError, ValueError, IndexError):
+        pid = int(pidfile.read_text().split()[0])
+        wait_until(lambda: not ((seen := look(pid)) and seen.ended), 10)
+
+
+def mentioning(token: str) -> list[int]:
+    """Return every process whose command line holds a token (a path of ours), and all their descendants."""
+    seen = {int(entry.name): look(int(entry.name)) for entry in _PROC.glob("[0-9]*")}
+    found = {pid for pid in seen if token in command_line(pid)} - {os.getpid()}
+    while more := {pid for pid, one in seen.items() if one and one.parent in found} - found:
+        found |= more
+    return sorted(found)
