@@ -1,0 +1,280 @@
+"""Kafka as the bus, through kafka-python. `compose` opens it; nothing else names it.
+
+One thread owns each consumer and hands records to asyncio; what is finished comes back to the thread, which commits the first
+pending offset. While more is in hand than the handlers can take, partitions are paused, so the group's heartbeat never waits for work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError
+
+from metier_infra.bus import Consumption, Handler, Lanes
+from metier_infra.errors import BusGone
+from metier_infra.messages import Delivery, Record
+from metier_infra.offsets import Offsets
+from metier_infra.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from kafka import ConsumerRecord
+
+log = structlog.get_logger()
+
+POLL_MS = 200
+COMMIT_EVERY_S = 0.2
+Taken = tuple[TopicPartition, Offsets, int]
+
+
+class KafkaBus:
+    """See `metier_infra.bus.Bus`.
+
+    `member` is a name that survives a restart of this process: the broker then gives it its partitions back at once, instead of
+    after the session timeout. Leave it None where no such name exists.
+    """
+
+    def __init__(self, settings: KafkaSettings, *, client: str, member: str | None = None) -> None:
+        self._settings = settings
+        self._client = client
+        self._member = member
+        self._producer: KafkaProducer | None = None
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="kafka-send")
+
+    async def publish(self, *records: Record) -> None:
+        """See `Bus.publish`: acks=all, idempotent; returns when every record is acknowledged."""
+        loop = asyncio.get_running_loop()
+        try:
+            futures = await loop.run_in_executor(self._sender, self._send, records, loop)
+            await asyncio.gather(*futures)
+        except KafkaError as error:
+            raise BusGone(
+                f"Kafka at {self._settings.bootstrap} did not take the record: {error or type(error).__name__}"
+            ) from error
+
+    def _send(self, records: tuple[Record, ...], loop: asyncio.AbstractEventLoop) -> list[asyncio.Future[None]]:
+        if self._producer is None:
+            self._producer = KafkaProducer(
+                bootstrap_servers=self._settings.bootstrap.split(","),
+                client_id=self._client,
+                acks="all",
+                enable_idempotence=True,
+                allow_auto_create_topics=False,
+                max_block_ms=10_000,
+                delivery_timeout_ms=30_000,
+                request_timeout_ms=10_000,
+                max_request_size=8 << 20,
+            )
+        return [_append(self._producer, record, loop) for record in records]
+
+    async def consume(self, what: Consumption, handle: Handler, stop: asyncio.Event) -> None:
+        """See `Bus.consume`."""
+        puller = _Puller(self._settings, self._client, self._member, what)
+        lanes = Lanes(handle, what.concurrency)
+        pulling = asyncio.create_task(puller.run(lanes))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            first: list[asyncio.Future[Any]] = [pulling, stopping, lanes.failed]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            puller.stop_fetching()
+            if not lanes.failed.done():
+                await puller.idle()
+                await lanes.drain()
+        finally:
+            stopping.cancel()
+            await lanes.cancel()
+            puller.end()
+            await pulling
+        if lanes.failed.done() and not lanes.failed.cancelled():
+            lanes.failed.result()
+
+    async def close(self) -> None:
+        """Flush and close the producer."""
+        if self._producer is not None:
+            await asyncio.get_running_loop().run_in_executor(self._sender, partial(self._producer.close, timeout=5))
+        self._sender.shutdown()
+
+
+def _append(producer: KafkaProducer, record: Record, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+    waiter: asyncio.Future[None] = loop.create_future()
+    sent = producer.send(record.topic, value=record.value, key=record.key, headers=list(record.headers))
+    sent.add_callback(lambda _: loop.call_soon_threadsafe(_settle, waiter, None))
+    sent.add_errback(lambda error: loop.call_soon_threadsafe(_settle, waiter, error))
+    return waiter
+
+
+def _settle(waiter: asyncio.Future[None], error: BaseException | None) -> None:
+    if waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)
+
+
+class _Puller:
+    """One consumer and the thread that owns it."""
+
+    def __init__(self, settings: KafkaSettings, client: str, member: str | None, what: Consumption) -> None:
+        self._settings = settings
+        self._client = client
+        self._member = member
+        self._what = what
+        self._fetching = True
+        self._ending = False
+        self._ready = False
+        self._parts: dict[TopicPartition, Offsets] = {}
+        self._committed: dict[TopicPartition, int] = {}
+        self._finished: queue.SimpleQueue[Taken] = queue.SimpleQueue()
+        self._handed: asyncio.Queue[tuple[Delivery, Taken]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self, lanes: Lanes) -> None:
+        """Pull until `end`; hand each record to a free lane."""
+        handing = asyncio.create_task(self._hand_over(lanes))
+        try:
+            await asyncio.to_thread(self._pull)
+        except KafkaError as error:
+            raise BusGone(
+                f"Kafka at {self._settings.bootstrap} does not answer: {error or type(error).__name__}"
+            ) from error
+        finally:
+            handing.cancel()
+
+    async def _hand_over(self, lanes: Lanes) -> None:
+        while True:
+            delivery, taken = await self._handed.get()
+            await lanes.admit(delivery, partial(self._finished.put, taken))
+            self._handed.task_done()
+
+    async def idle(self) -> None:
+        """Wait until every record that was pulled has a lane."""
+        await self._handed.join()
+
+    def stop_fetching(self) -> None:
+        """Take no more records; what is in hand goes on."""
+        self._fetching = False
+
+    def end(self) -> None:
+        """Commit what is finished and close."""
+        self._fetching = False
+        self._ending = True
+
+    def _pull(self) -> None:
+        consumer = self._open()
+        committed_at = time.monotonic()
+        try:
+            while not self._ending:
+                self._throttle(consumer)
+                batch = consumer.poll(POLL_MS, max_records=self._room() or 1)
+                self._drop_lost(consumer)
+                self._announce(consumer)
+                if self._fetching or not batch:
+                    self._hand(batch)
+                self._collect()
+                if time.monotonic() - committed_at > COMMIT_EVERY_S:
+                    self._commit(consumer)
+                    committed_at = time.monotonic()
+            self._collect()
+            self._commit(consumer)
+        finally:
+            consumer.close(autocommit=False)
+
+    def _open(self) -> KafkaConsumer:
+        grouped = self._what.group is not None
+        static = {"group_instance_id": f"{self._member}.{self._what.group}"} if grouped and self._member else {}
+        consumer: KafkaConsumer = KafkaConsumer(
+            bootstrap_servers=self._settings.bootstrap.split(","),
+            client_id=self._client,
+            group_id=self._what.group,
+            enable_auto_commit=False,
+            auto_offset_reset=self._what.start,
+            session_timeout_ms=self._settings.session_timeout_ms,
+            heartbeat_interval_ms=self._settings.session_timeout_ms // 4,
+            metadata_max_age_ms=30_000,
+            max_partition_fetch_bytes=8 << 20,
+            **static,
+        )
+        if grouped:
+            consumer.subscribe(list(self._what.topics))
+        else:
+            self._assign_all(consumer)
+        return consumer
+
+    def _assign_all(self, consumer: KafkaConsumer) -> None:
+        parts = [
+            TopicPartition(topic, number)
+            for topic in self._what.topics
+            for number in consumer.partitions_for_topic(topic) or ()
+        ]
+        consumer.assign(parts)
+        ends = consumer.end_offsets(parts) if self._what.start == "latest" else consumer.beginning_offsets(parts)
+        for part, offset in ends.items():
+            consumer.seek(part, offset)
+
+    def _room(self) -> int:
+        return max(0, 2 * self._what.concurrency - sum(part.in_hand for part in self._parts.values()))
+
+    def _throttle(self, consumer: KafkaConsumer) -> None:
+        paused = consumer.paused()
+        if not self._fetching or not self._room():
+            consumer.pause(*(consumer.assignment() - paused))
+        elif paused:
+            consumer.resume(*paused)
+
+    def _drop_lost(self, consumer: KafkaConsumer) -> None:
+        """Retained partitions keep their position through a rebalance, so only those that are gone are forgotten."""
+        lost = set(self._parts) - consumer.assignment()
+        for part in lost:
+            del self._parts[part]
+            self._committed.pop(part, None)
+        for topic in {part.topic for part in lost}:
+            gone = frozenset(int(part.partition) for part in lost if part.topic == topic)
+            self._loop.call_soon_threadsafe(self._what.revoked, topic, gone)
+
+    def _announce(self, consumer: KafkaConsumer) -> None:
+        for part in consumer.assignment() - set(self._parts):
+            self._parts[part] = Offsets()
+        if not self._ready and (consumer.assignment() or self._what.group is None):
+            self._ready = True
+            self._loop.call_soon_threadsafe(self._what.ready)
+
+    def _hand(self, batch: Mapping[TopicPartition, list[ConsumerRecord]]) -> None:
+        for part, records in batch.items():
+            if part not in self._parts or self._parts[part].rewound(records[0].offset):
+                self._parts[part] = Offsets()
+            offsets = self._parts[part]
+            for record in records:
+                offsets.take(record.offset)
+                taken = (part, offsets, record.offset)
+                self._loop.call_soon_threadsafe(self._handed.put_nowait, (_delivery(record), taken))
+
+    def _collect(self) -> None:
+        while not self._finished.empty():
+            _, offsets, offset = self._finished.get_nowait()
+            offsets.finish(offset)
+
+    def _commit(self, consumer: KafkaConsumer) -> None:
+        if self._what.group is None:
+            return
+        due = {part: offsets.committable for part, offsets in self._parts.items() if offsets.committable > 0}
+        due = {part: offset for part, offset in due.items() if self._committed.get(part) != offset}
+        if not due:
+            return
+        try:
+            consumer.commit({part: OffsetAndMetadata(offset, "", -1) for part, offset in due.items()}, timeout_ms=5_000)
+            self._committed.update(due)
+        except (CommitFailedError, RebalanceInProgressError) as error:
+            log.info("commit put off", action="rebalance", group=self._what.group, reason=type(error).__name__)
+
+
+def _delivery(record: ConsumerRecord) -> Delivery:
+    headers = tuple((str(name), bytes(value or b"")) for name, value in record.headers or ())
+    return Delivery(record.topic, record.partition, record.offset, record.key, record.value or b"", headers)
