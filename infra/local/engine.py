@@ -106,18 +106,22 @@ def find() -> str | None:
     return None
 
 
-def sweep(folders: Iterable[Path]) -> None:
-    """End the containers and shims a killed engine left under these folders, then unmount what is mounted there."""
-    for folder in folders:
-        for pid in process.mentioning(f"{folder}/"):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for mount in _mounts_under(folder):
-            subprocess.run(["umount", "-l", mount], check=False)
+def sweep(run_folder: Path, data: Path) -> None:
+    """End the containers and shims that a killed engine left, then unmount what is still mounted for it."""
+
+    def is_ours(command_line: str) -> bool:
+        program = command_line.partition(" ")[0].rpartition("/")[2]
+        return program.startswith("containerd") and f"{run_folder}/" in command_line
+
+    for pid in process.families(is_ours):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for mount in (*_mounts_under(run_folder), *_mounts_under(data)):
+        subprocess.run(["umount", "-l", mount], check=False)
 
 
 def _mounts_under(folder: Path) -> list[str]:
     table = Path("/proc/self/mounts")
     lines = table.read_text().splitlines() if table.exists() else []
     places = [line.split()[1].encode().decode("unicode_escape") for line in lines]
-    return sorted((place for place in places if place.startswith(f"{folder}/")), reverse=True)
+    return sorted((place for place in places if f"{place}/".startswith(f"{folder}/")), reverse=True)

@@ -13,11 +13,12 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from engine import Engine
 from say import StackError, say
 from state import REPOSITORY
+
+NAME = "metier-sandbox"
 
 _RECIPE = REPOSITORY / "infra/images/sandbox"
 _FROM_SYSTEM = [sys.executable, "-I", str(_RECIPE / "from_system.py")]
@@ -28,7 +29,7 @@ def ensure(host: str) -> str:
     """Return the tag of the sandbox image, made first if the engine does not have it."""
     begun, engine = time.monotonic(), Engine(host)
     digest = _digest_of_system() if host.startswith("unix:") else None
-    tag = f"metier-sandbox:{digest or _digest_of_dockerfile()}"
+    tag = f"{NAME}:{digest or _digest_of_dockerfile()}"
     if engine.has_image(tag):
         return tag
     if digest:
@@ -49,8 +50,7 @@ def _digest_of_system() -> str | None:
 
 def _system_archive() -> Iterator[bytes]:
     with subprocess.Popen([*_FROM_SYSTEM, "-"], stdout=subprocess.PIPE) as program:
-        assert program.stdout
-        while piece := program.stdout.read(1 << 20):
+        while program.stdout and (piece := program.stdout.read(1 << 20)):
             yield piece
     if program.returncode:
         raise StackError("The sandbox image could not be made of this machine's own Python.")

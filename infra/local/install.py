@@ -10,13 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import process
 import state
-from say import StackError, indent, say
+from say import StackError, say
 
 _RECIPE = Path(__file__).parent / "kafka"
 _KAFKA = "kafka-4.4.0"
@@ -51,7 +52,7 @@ def kafka_jars() -> Path:
 def _copy_jars_with_maven(jars: Path) -> None:
     repository = state.CACHE / "m2"
     goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={jars}"]
-    _run(["mvn", "-q", "-B", f"-Dmaven.repo.local={repository}", "-f", str(_RECIPE / "pom.xml"), *goal])
+    process.run(["mvn", "-q", "-B", f"-Dmaven.repo.local={repository}", "-f", str(_RECIPE / "pom.xml"), *goal])
     shutil.rmtree(repository, ignore_errors=True)
 
 
@@ -62,7 +63,7 @@ def _download_jars(jars: Path) -> None:
 
     def fetch(coordinates: str, name: str) -> None:
         command = [sys.executable, "-c", program, coordinates, str(jars / name)]
-        _run(command, environment={"PYTHONPATH": str(wheel)})
+        process.run(command, environment={**os.environ, "PYTHONPATH": str(wheel)})
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(fetch, *zip(*((line[0], line[1]) for line in _locked_jars()), strict=True)))
@@ -108,7 +109,7 @@ def dockerd() -> str:
     """Return the container engine's program, installed by apt when this is root's Debian or Ubuntu."""
     if not (shutil.which("dockerd") and shutil.which("iptables")):
         if not (sys.platform == "linux" and os.geteuid() == 0 and shutil.which("apt-get")):
-            raise StackError("No container engine answers here: please start Docker (Desktop or Engine), then try again.")
+            raise StackError("No container engine answers: please start Docker (Desktop or Engine) and try again.")
         with state.only_one(_cache() / "apt.lock"):
             _install_docker()
     return shutil.which("dockerd") or "dockerd"
@@ -116,17 +117,17 @@ def dockerd() -> str:
 
 def _install_docker() -> None:
     say("docker", "installing docker.io")
-    environment = {"DEBIAN_FRONTEND": "noninteractive"}
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with _no_service_started_by_apt():
-        _run(["apt-get", "update", "-qq"], environment=environment)
+        process.run(["apt-get", "update", "-qq"], environment=environment)
         options = ["-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120"]
-        _run(["apt-get", "install", *options, "docker.io", "iptables"], environment=environment)
+        process.run(["apt-get", "install", *options, "docker.io", "iptables"], environment=environment)
     if Path("/run/systemd/system").exists():
         subprocess.run(["systemctl", "disable", "-q", "docker.socket", "docker", "containerd"], check=False)
 
 
 @contextmanager
-def _no_service_started_by_apt() -> Iterator[None]:
+def _no_service_started_by_apt() -> Generator[None]:
     """Deny packages the start of their services, with the file Debian keeps for that, unless one is there."""
     policy = Path("/usr/sbin/policy-rc.d")
     if policy.exists():
@@ -146,7 +147,7 @@ def _wheel(name: str, version: str) -> Path:
     with _installing(target) as half:
         if half:
             say("install", f"{name} {version}")
-            _run([*_installer(), "--target", str(half), f"{name}=={version}"])
+            process.run([*_installer(), "--target", str(half), f"{name}=={version}"])
     return target
 
 
@@ -159,7 +160,7 @@ def _installer() -> list[str]:
 
 
 @contextmanager
-def _installing(target: Path) -> Iterator[Path | None]:
+def _installing(target: Path) -> Generator[Path | None]:
     """Give a folder to fill, which becomes the target in one step, or None when the target is there."""
     if target.exists():
         yield None
@@ -175,12 +176,3 @@ def _installing(target: Path) -> Iterator[Path | None]:
 def _cache() -> Path:
     state.CACHE.mkdir(parents=True, exist_ok=True)
     return state.CACHE
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    done = subprocess.run(
-        command, env=os.environ | dict(environment or {}), stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
-    if done.returncode:
-        lines = (done.stdout + done.stderr).decode(errors="replace").splitlines()
-        raise StackError(f"`{' '.join(command[:4])} ...` failed with exit code {done.returncode}:{indent(lines[-8:])}")

@@ -4,7 +4,6 @@ Called by `state` (assign) and `lifecycle` (require); hands on to the kernel.
 A service may use the port after its own too (Kafka's controller does), so ports are drawn in pairs.
 """
 
-import os
 import random
 import shutil
 import socket
@@ -79,7 +78,7 @@ def require(name: str, ports: Collection[int]) -> None:
         if not is_free(port):
             held = holder(port)
             by = f"pid {held} ({process.command_line(held)[:80]})" if held else "another process"
-            raise StackError(f"Port {port}, wanted for {name}, is in use by {by}: set {variable(name)} to another port.")
+            raise StackError(f"Port {port} for {name} is in use by {by}: set {variable(name)} to another port.")
 
 
 def holder(port: int) -> int | None:
@@ -112,7 +111,7 @@ def _has_socket(pid: int, inode: str) -> bool:
 
 def _target(link: Path) -> str:
     with suppress(OSError):
-        return os.readlink(link)
+        return str(link.readlink())
     return ""
 
 

@@ -1,11 +1,13 @@
 """Start, recognise and end operating-system processes, each known by a pid file.
 
-Called by `lifecycle` (services and roles) and by `services` and `engine` (leftovers); hands on to the kernel.
+Called by `lifecycle` (services and roles), by `install`, `services` and `roles` (`run` a step to its end) and by
+`engine` (leftovers); hands on to the kernel.
 A pid file holds `PID BIRTH`: the birth time tells our process from a later one under the same number, and the
 process state tells a running one from a zombie that nobody has reaped yet, which `kill -0` cannot.
 """
 
 import os
+import pwd
 import signal
 import subprocess
 import time
@@ -13,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from say import StackError, indent
 
 POLL = 0.05
 """Seconds between two looks at a process or a service."""
@@ -84,7 +88,6 @@ def start(
     user: str | None = None,
 ) -> int:
     """Start a process in its own session, its output appended to a log, and write its pid file."""
-    group, groups = (user, []) if user is None else (_group_of(user), [])
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -95,18 +98,43 @@ def start(
             env=environment,
             start_new_session=True,
             user=user,
-            group=group,
-            extra_groups=None if user is None else groups,
+            group=_group_of(user),
+            extra_groups=[] if user else None,
         )
     seen = look(process.pid)
     _write_whole(pidfile, f"{process.pid} {seen.born if seen else 'unseen'}\n")
     return process.pid
 
 
-def _group_of(user: str) -> int:
-    import pwd
+def run(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    folder: Path = Path("/"),
+    user: str | None = None,
+    words: str = "",
+) -> None:
+    """Run a step to its end, with words on its standard input; on failure raise a sentence and its last lines."""
+    done = subprocess.run(
+        command,
+        input=words,
+        text=True,
+        errors="replace",
+        capture_output=True,
+        check=False,
+        cwd=folder,
+        env=environment,
+        user=user,
+        group=_group_of(user),
+        extra_groups=[] if user else None,
+    )
+    if done.returncode:
+        step, lines = " ".join([Path(command[0]).name, *command[1:3]]), (done.stdout + done.stderr).splitlines()
+        raise StackError(f"`{step} ...` failed with exit code {done.returncode}:{indent(lines[-8:])}")
 
-    return pwd.getpwnam(user).pw_gid
+
+def _group_of(user: str | None) -> int | None:
+    return pwd.getpwnam(user).pw_gid if user else None
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -160,10 +188,10 @@ def settle(pidfile: Path) -> None:
         wait_until(lambda: not ((seen := look(pid)) and seen.ended), 10)
 
 
-def mentioning(token: str) -> list[int]:
-    """Return every process whose command line holds a token (a path of ours), and all their descendants."""
+def families(is_head: Callable[[str], bool]) -> list[int]:
+    """Return every process whose command line a predicate accepts, and all their descendants."""
     seen = {int(entry.name): look(int(entry.name)) for entry in _PROC.glob("[0-9]*")}
-    found = {pid for pid in seen if token in command_line(pid)} - {os.getpid()}
+    found = {pid for pid in seen if is_head(command_line(pid))}
     while more := {pid for pid, one in seen.items() if one and one.parent in found} - found:
         found |= more
     return sorted(found)

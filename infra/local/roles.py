@@ -5,12 +5,12 @@ run is an argument: the tests give a stand-in.
 """
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from say import StackError, indent, say
+import process
+from say import StackError, say
 from services import Service
 from state import REPOSITORY, State
 
@@ -59,15 +59,4 @@ def prepare(program: Path, values: Mapping[str, str]) -> None:
         raise StackError(f"{program} is not there: `make up` installs it.")
     for word in FIRST:
         say(word, "running")
-        done = subprocess.run(
-            [str(program), word],
-            cwd=REPOSITORY,
-            env={**os.environ, **values},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            lines = (done.stdout + done.stderr).splitlines()
-            raise StackError(f"`metier {word}` failed with exit code {done.returncode}:{indent(lines[-8:])}")
+        process.run([str(program), word], environment={**os.environ, **values}, folder=REPOSITORY)

@@ -8,7 +8,6 @@ import base64
 import os
 import pwd
 import shutil
-import subprocess
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ import engine
 import install
 import process
 import ready
-from say import StackError, indent
 from state import State
 
 DATABASE = "metier"
@@ -70,10 +68,17 @@ def every(state: State) -> dict[str, Service]:
     return {one.name: one for one in (kafka(state), postgres(state), redis(state), docker(state))}
 
 
-def elsewhere(name: str, environment: Mapping[str, str]) -> str | None:
-    """Return the address of a service that is to be used instead of one of ours, if there is one."""
-    given = environment.get(VARIABLES[name])
-    return given or (engine.find() if name == "docker" else None)
+def elsewhere(service: Service, environment: Mapping[str, str]) -> str | None:
+    """Return the address to use instead of one of our services, if there is one.
+
+    A variable that names our own service, as a shell that read our env file has it, is no reason not to start it.
+    """
+    given = environment.get(VARIABLES[service.name])
+    if given and given != service.url:
+        return given
+    if service.name == "docker" and not process.running(service.pidfile):
+        return engine.find()
+    return None
 
 
 def kafka(state: State) -> Service:
@@ -98,7 +103,8 @@ def _kafka_command(home: Path, port: int) -> list[str]:
     java += [f"-Dlog4j2.configurationFile={_RECIPE / 'log4j2.properties'}", "-cp", f"{install.kafka_jars()}/*"]
     if not (home / "data/meta.properties").exists():
         cluster = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
-        _run([*java, "kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c", str(settings)])
+        tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c", str(settings)]
+        process.run([*java, *tool])
     return [*java[:1], "-Xms128m", "-Xmx512m", *java[1:], "kafka.Kafka", str(settings)]
 
 
@@ -150,8 +156,10 @@ def _make_cluster(programs: Path, home: Path, user: str | None) -> None:
     half = home / "half"
     shutil.rmtree(half, ignore_errors=True)
     made = ["-D", str(half)]
-    _run([str(programs / "initdb"), *made, *"-A trust -U postgres -E UTF8 --no-locale".split()], user=user)
-    _run([str(programs / "postgres"), "--single", *made, "postgres"], user=user, words=f"CREATE DATABASE {DATABASE}\n")
+    settings = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-locale"]
+    process.run([str(programs / "initdb"), *made, *settings], user=user)
+    words = f"CREATE DATABASE {DATABASE}\n"
+    process.run([str(programs / "postgres"), "--single", *made, "postgres"], user=user, words=words)
     half.rename(home / "data")
 
 
@@ -183,7 +191,7 @@ def docker(state: State) -> Service:
         pidfile=state.pidfile("docker"),
         log=state.log("docker"),
         before_stop=private.kill_containers,
-        after_stop=lambda: engine.sweep([sockets, data]),
+        after_stop=partial(engine.sweep, sockets / "exec", data),
     )
 
 
@@ -196,12 +204,3 @@ def _docker_command(sockets: Path, data: Path, host: str) -> list[str]:
     options = [f"--{name}={value}" for name, value in places.items()]
     network = [f"--{name}=false" for name in ("iptables", "ip6tables", "ip-forward", "ip-masq")]
     return [program, *options, "--bridge=none", *network]
-
-
-def _run(command: Sequence[str], *, user: str | None = None, words: str | None = None) -> None:
-    """Run a step to its end, as another user if need be."""
-    who = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
-    done = subprocess.run(command, input=words, text=True, capture_output=True, cwd="/", check=False, **who)
-    if done.returncode:
-        lines = (done.stdout + done.stderr).splitlines()
-        raise StackError(f"{Path(command[0]).name} failed with exit code {done.returncode}:{indent(lines[-8:])}")

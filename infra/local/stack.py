@@ -35,14 +35,13 @@ def up(options: argparse.Namespace) -> int:
 
 def _bring_up(state: State, options: argparse.Namespace) -> list[Service]:
     """Start what is missing and write the env file; return what was started. On any failure stop exactly that."""
-    wanted: Sequence[str] = options.only
-    given = {name: address for name in wanted if (address := services.elsewhere(name, os.environ))}
     busy = [one.name for one in services.every(state).values() if process.running(one.pidfile)]
     state.assign_ports(options.ports, busy, os.environ)
+    wanted = [one for name, one in services.every(state).items() if name in options.only]
+    given = {one.name: address for one in wanted if (address := services.elsewhere(one, os.environ))}
     for name, address in given.items():
         say(name, f"using {address}")
-    ours = services.every(state)
-    started = lifecycle.start([ours[name] for name in wanted if name not in given])
+    started = lifecycle.start([one for one in wanted if one.name not in given])
     try:
         values = _write_env(state, given)
         if options.roles:
@@ -56,13 +55,19 @@ def _bring_up(state: State, options: argparse.Namespace) -> list[Service]:
 
 def _write_env(state: State, given: Mapping[str, str]) -> dict[str, str]:
     """Record where each service that is up can be reached, and the sandbox image."""
-    ours = services.every(state)
-    urls = given | {name: one.url for name, one in ours.items() if name not in given and process.running(one.pidfile)}
+    ours = {name: one.url for name, one in services.every(state).items() if process.running(one.pidfile)}
+    urls = {**ours, **given}
     values = {variable: urls[name] for name, variable in services.VARIABLES.items() if name in urls}
     if "docker" in urls:
-        values[IMAGE_VARIABLE] = os.environ.get(IMAGE_VARIABLE) or image.ensure(urls["docker"])
+        values[IMAGE_VARIABLE] = _sandbox_image(urls["docker"])
     state.write_env(values)
     return values
+
+
+def _sandbox_image(host: str) -> str:
+    """Return the image that somebody chose, or ours, made if need be."""
+    given = os.environ.get(IMAGE_VARIABLE, "")
+    return given if given and not given.startswith(f"{image.NAME}:") else image.ensure(host)
 
 
 def _take_down(state: State, running: Sequence[Service]) -> None:
@@ -125,7 +130,7 @@ def status(options: argparse.Namespace) -> int:
 def _condition(one: Service, pid: int | None) -> str:
     if pid:
         return f"up on {one.url} (pid {pid})" if ready.answers(one.ready) else f"not answering (pid {pid})"
-    given = services.elsewhere(one.name, os.environ) if one.name in services.VARIABLES else None
+    given = services.elsewhere(one, os.environ) if one.name in services.VARIABLES else None
     return f"elsewhere: {given}" if given else "down"
 
 
@@ -170,8 +175,8 @@ def make_image(options: argparse.Namespace) -> int:
     state = State(options.state)
     with state.locked():
         private = services.docker(state)
-        host = private.url if process.running(private.pidfile) else services.elsewhere("docker", os.environ)
-        if not host:
+        host = services.elsewhere(private, os.environ) or private.url
+        if host == private.url and not process.running(private.pidfile):
             raise StackError("No container engine is up: run `up --only docker` first.")
         print(image.ensure(host))
     return 0
@@ -205,7 +210,9 @@ def _parser() -> argparse.ArgumentParser:
 
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, action: Callable[[argparse.Namespace], int], *more: argparse.ArgumentParser):
+    def command(
+        name: str, action: Callable[[argparse.Namespace], int], *more: argparse.ArgumentParser
+    ) -> argparse.ArgumentParser:
         made = commands.add_parser(name, parents=[shared, *more], help=str(action.__doc__).partition("\n")[0])
         made.set_defaults(action=action)
         return made

@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,7 +96,7 @@ class State:
             self.env_file.write_text("".join(f"export {name}={shlex.quote(text)}\n" for name, text in values.items()))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Let one command at a time change this stack; the kernel frees the lock when its holder dies."""
         self.root.mkdir(parents=True, exist_ok=True)
         with only_one(self.root / "lock"):
@@ -122,7 +122,7 @@ def _lasting_temporary_folder() -> Path:
 
 
 @contextmanager
-def only_one(lock: Path) -> Iterator[None]:
+def only_one(lock: Path) -> Generator[None]:
     """Hold an exclusive file lock, saying so when another process makes us wait."""
     with lock.open("w") as handle:
         try:

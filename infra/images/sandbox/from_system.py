@@ -20,6 +20,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 NEEDED = "asyncio ctypes hashlib json re socket sqlite3 ssl zlib"
 """What sandboxed Python must be able to import; a system Python that cannot is not used."""
@@ -144,7 +145,7 @@ def compiled(entries: Tree) -> Tree:
     return _folders(found) | found
 
 
-def write(entries: Tree, target: io.BufferedIOBase) -> None:
+def write(entries: Tree, target: BinaryIO) -> None:
     """Write the tar: sorted, owned by root, without times."""
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.GNU_FORMAT) as archive:
         for place, entry in sorted(entries.items()):
