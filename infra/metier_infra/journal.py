@@ -216,11 +216,12 @@ class Runs:
         """Remember that the terminal event reached the bus."""
         await self._db.write(Statement("UPDATE runs SET announced = 1 WHERE run_id = :run_id", {"run_id": run_id}))
 
-    async def unattended(self, limit: int = 1000) -> Sequence[Run]:
-        """Runs that need somebody: not ended and held by nobody alive, or ended and not announced."""
+    async def unattended(self, quiet_s: float = 0.0, limit: int = 1000) -> Sequence[Run]:
+        """Runs that need somebody: held by nobody alive, or ended and not announced; and accepted at least `quiet_s` seconds ago."""
         rows = await self._db.read(
-            "SELECT * FROM runs WHERE announced = 0 AND lease_until < :now ORDER BY accepted_at LIMIT :limit",
-            {"limit": limit},
+            "SELECT * FROM runs WHERE announced = 0 AND lease_until < :now AND accepted_at < :now - :quiet_s"
+            " ORDER BY accepted_at LIMIT :limit",
+            {"quiet_s": quiet_s, "limit": limit},
         )
         return [_run(row) for row in rows]
 

@@ -81,6 +81,16 @@ class Answer(Word):
     cost_usd: float = 0.0
 
 
+class AgentCard(Word):
+    """What a workflow may know of an agent: skills are what it says it is good at, 0 to 1 by category."""
+
+    name: str
+    model: str
+    policy: str
+    skills: dict[str, float] = {}
+    digest: str = ""
+
+
 class Candidate(Word):
     """One agent that a decision weighed: its score (higher is better) and the chance with which it would be chosen (0 to 1)."""
 
@@ -220,7 +230,7 @@ class Delivery:
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-E = TypeVar("E", bound=Event)
+E = TypeVar("E", bound=Event, covariant=True)
 
 
 @dataclass(frozen=True)

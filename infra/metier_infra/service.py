@@ -23,7 +23,8 @@ from metier_infra.retry import Backoff, persist
 
 log = structlog.get_logger()
 
-EventHandler = Callable[[Envelope[Event], Delivery], Awaitable[None]]
+EventHandler = Callable[[Envelope[Any], Delivery], Awaitable[None]]
+"""Takes the event of the one type that it is registered for."""
 PATIENT = Backoff(first_s=0.05, ceiling_s=5.0)
 
 

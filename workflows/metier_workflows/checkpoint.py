@@ -1,0 +1,203 @@
+"""LangGraph's checkpoints in the journal: one transaction a superstep, only the channels that changed, fenced by the run's epoch.
+
+The orchestrator gives one saver to each run it holds. A process that lost the run gets `FencedOff` and has written nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_checkpoint_id,
+    get_checkpoint_metadata,
+    writes_sort_key,
+)
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from metier_infra.database import Database, Row, Statement
+
+_INSERT_VALUE = (
+    "INSERT INTO channel_values (run_id, ns, channel, version, kind, body)"
+    " VALUES (:run_id, :ns, :channel, :version, :kind, :body) ON CONFLICT DO NOTHING"
+)
+_INSERT_CHECKPOINT = (
+    "INSERT INTO checkpoints (run_id, ns, checkpoint_id, parent_id, kind, body, metadata)"
+    " VALUES (:run_id, :ns, :checkpoint_id, :parent_id, :kind, :body, :metadata)"
+    " ON CONFLICT (run_id, ns, checkpoint_id) DO UPDATE SET metadata = excluded.metadata, body = excluded.body"
+)
+_INSERT_WRITE = (
+    "INSERT INTO channel_writes (run_id, ns, checkpoint_id, task_id, idx, path, channel, kind, body)"
+    " VALUES (:run_id, :ns, :checkpoint_id, :task_id, :idx, :path, :channel, :kind, :body)"
+    " ON CONFLICT (run_id, ns, checkpoint_id, task_id, idx) DO "
+)
+_KEEP = "NOTHING"
+_REPLACE = "UPDATE SET channel = excluded.channel, kind = excluded.kind, body = excluded.body"
+
+
+class JournalSaver(BaseCheckpointSaver[str]):
+    """A checkpoint saver over the journal's database. LangGraph's `thread_id` is our `run_id`.
+
+    `epoch` is the lease under which the run is held; None writes unfenced, for tools that own no run. Only types that LangGraph
+    holds to be safe are read back; a state should be JSON-like.
+    """
+
+    def __init__(self, db: Database, epoch: int | None = None) -> None:
+        super().__init__(serde=JsonPlusSerializer(allowed_msgpack_modules=None))
+        self._db = db
+        self._epoch = epoch
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """A version that grows, and differs between forks of one checkpoint."""
+        del channel
+        number = 0 if current is None else int(current.split(".")[0])
+        return f"{number + 1:032}.{secrets.token_hex(8)}"
+
+    def _fence(self, run_id: str) -> list[Statement]:
+        if self._epoch is None:
+            return []
+        sql = "UPDATE runs SET epoch = epoch WHERE run_id = :run_id AND epoch = :epoch"
+        return [Statement(sql, {"run_id": run_id, "epoch": self._epoch}, must=True)]
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint and the channels that changed in it. Raises `FencedOff`."""
+        place = _place(config)
+        values = checkpoint["channel_values"]
+        kind, body = self.serde.dumps_typed({**checkpoint, "channel_values": {}})
+        changed = [self._value(place, channel, str(version), values) for channel, version in new_versions.items()]
+        row = {
+            **place,
+            "checkpoint_id": checkpoint["id"],
+            "parent_id": get_checkpoint_id(config),
+            "kind": kind,
+            "body": body,
+            "metadata": json.dumps(get_checkpoint_metadata(config, metadata)),
+        }
+        await self._db.write(*self._fence(place["run_id"]), *changed, Statement(_INSERT_CHECKPOINT, row))
+        return _config(place, checkpoint["id"])
+
+    def _value(self, place: Mapping[str, str], channel: str, version: str, values: Mapping[str, Any]) -> Statement:
+        kind, body = self.serde.dumps_typed(values[channel]) if channel in values else ("empty", b"")
+        return Statement(_INSERT_VALUE, {**place, "channel": channel, "version": version, "kind": kind, "body": body})
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Store what one finished node wrote, before the superstep is complete. Raises `FencedOff`."""
+        place = _place(config)
+        whole = {**place, "checkpoint_id": get_checkpoint_id(config), "task_id": task_id, "path": task_path}
+        conflict = _REPLACE if all(channel in WRITES_IDX_MAP for channel, _ in writes) else _KEEP
+        statements = [
+            Statement(
+                _INSERT_WRITE + conflict,
+                {**whole, "idx": WRITES_IDX_MAP.get(channel, n), **self._typed(channel, value)},
+            )
+            for n, (channel, value) in enumerate(writes)
+        ]
+        await self._db.write(*self._fence(place["run_id"]), *statements)
+
+    def _typed(self, channel: str, value: object) -> dict[str, object]:
+        kind, body = self.serde.dumps_typed(value)
+        return {"channel": channel, "kind": kind, "body": body}
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that `config` names, or the newest of its run and namespace."""
+        place = _place(config)
+        rows = await self._db.read(
+            "SELECT * FROM checkpoints WHERE run_id = :run_id AND ns = :ns AND (:id = '' OR checkpoint_id = :id)"
+            " ORDER BY checkpoint_id DESC LIMIT 1",
+            {**place, "id": get_checkpoint_id(config) or ""},
+        )
+        return await self._tuple(rows[0]) if rows else None
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Checkpoints, newest first; `filter` compares metadata."""
+        where = config["configurable"] if config and "configurable" in config else {}
+        rows = await self._db.read(
+            "SELECT * FROM checkpoints WHERE (:run_id = '' OR run_id = :run_id) AND (:any_ns = 1 OR ns = :ns)"
+            " AND (:id = '' OR checkpoint_id = :id) AND (:before = '' OR checkpoint_id < :before) ORDER BY checkpoint_id DESC",
+            {
+                "run_id": where.get("thread_id", ""),
+                "any_ns": int("checkpoint_ns" not in where),
+                "ns": where.get("checkpoint_ns", ""),
+                "id": where.get("checkpoint_id", ""),
+                "before": (get_checkpoint_id(before) if before else None) or "",
+            },
+        )
+        wanted = (filter or {}).items()
+        matching = [row for row in rows if wanted <= json.loads(row["metadata"]).items()]
+        for row in matching[:limit]:
+            yield await self._tuple(row)
+
+    async def _tuple(self, row: Row) -> CheckpointTuple:
+        place = {"run_id": row["run_id"], "ns": row["ns"]}
+        checkpoint: Checkpoint = self.serde.loads_typed((row["kind"], bytes(row["body"])))
+        checkpoint["channel_values"] = await self._values(place, checkpoint["channel_versions"])
+        return CheckpointTuple(
+            _config(place, row["checkpoint_id"]),
+            checkpoint,
+            json.loads(row["metadata"]),
+            _config(place, row["parent_id"]) if row["parent_id"] else None,
+            await self._writes(place, row["checkpoint_id"]),
+        )
+
+    async def _values(self, place: Mapping[str, str], versions: ChannelVersions) -> dict[str, Any]:
+        wanted = {(channel, str(version)) for channel, version in versions.items()}
+        rows = await self._db.read(
+            "SELECT * FROM channel_values WHERE run_id = :run_id AND ns = :ns AND kind <> 'empty'", place
+        )
+        live = [row for row in rows if (row["channel"], row["version"]) in wanted]
+        return {row["channel"]: self.serde.loads_typed((row["kind"], bytes(row["body"]))) for row in live}
+
+    async def _writes(self, place: Mapping[str, str], checkpoint_id: str) -> list[tuple[str, str, Any]]:
+        rows = await self._db.read(
+            "SELECT * FROM channel_writes WHERE run_id = :run_id AND ns = :ns AND checkpoint_id = :checkpoint_id",
+            {**place, "checkpoint_id": checkpoint_id},
+        )
+        ordered = sorted(rows, key=lambda row: writes_sort_key(row["path"], row["task_id"], row["idx"]))
+        return [
+            (row["task_id"], row["channel"], self.serde.loads_typed((row["kind"], bytes(row["body"]))))
+            for row in ordered
+        ]
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Forget every checkpoint of a run."""
+        run = {"run_id": thread_id}
+        await self._db.write(
+            Statement("DELETE FROM checkpoints WHERE run_id = :run_id", run),
+            Statement("DELETE FROM channel_values WHERE run_id = :run_id", run),
+            Statement("DELETE FROM channel_writes WHERE run_id = :run_id", run),
+        )
+
+
+def _place(config: RunnableConfig) -> dict[str, str]:
+    where = config.get("configurable", {})
+    return {"run_id": where["thread_id"], "ns": where.get("checkpoint_ns", "")}
+
+
+def _config(place: Mapping[str, str], checkpoint_id: str) -> RunnableConfig:
+    return {
+        "configurable": {"thread_id": place["run_id"], "checkpoint_ns": place["ns"], "checkpoint_id": checkpoint_id}
+    }

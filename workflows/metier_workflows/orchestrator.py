@@ -1,0 +1,289 @@
+"""The orchestrator: takes requests, runs graphs, sends calls out, wakes runs with their answers, and tells the end.
+
+`metier orchestrator` and `metier dev` run it. Requests come from `metier.requests`; everything that concerns a run comes on
+`metier.runs`, keyed by the run, to the replica that owns the partition. What it must not forget is in the journal before it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from langchain_core.runnables import RunnableConfig
+
+from metier_infra import telemetry
+from metier_infra.bus import Bus, Consumption
+from metier_infra.errors import FailRun, FencedOff, RetryLater, WorkflowBroken
+from metier_infra.journal import Journal, Run
+from metier_infra.messages import (
+    EVENTS_TOPIC,
+    REQUESTS,
+    RUNS,
+    AgentCard,
+    CallAnswered,
+    Delivery,
+    Envelope,
+    Event,
+    Failure,
+    RunAccepted,
+    RunFailed,
+    RunId,
+    RunRequested,
+    RunStarted,
+    RunSucceeded,
+    stable_id,
+)
+from metier_infra.retry import persist
+from metier_infra.service import PATIENT, EventHandler, Ready, processing, send, serve
+from metier_workflows import node
+from metier_workflows.checkpoint import JournalSaver
+from metier_workflows.run_desk import SOURCE, RunDesk
+from metier_workflows.workflow import Workflow, Workflows
+
+log = structlog.get_logger()
+
+
+@dataclass
+class _Held:
+    """A run in this process: its task, its desk, and the partition through which it came."""
+
+    task: asyncio.Task[None]
+    desk: RunDesk
+    partition: int
+
+
+class Orchestrator:
+    """One replica.
+
+    Args:
+        bus: where events come from and go to.
+        journal: what is true.
+        workflows: what this replica serves.
+        cards: the agents that workflows may ask.
+        instance: this replica's name, unique among those that live.
+        drain_s: after `stop`, runs in flight have this long to end before they are let go; seconds.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        journal: Journal,
+        workflows: Workflows,
+        cards: Mapping[str, AgentCard],
+        *,
+        instance: str,
+        drain_s: float,
+    ) -> None:
+        self._bus = bus
+        self._journal = journal
+        self._workflows = workflows
+        self._cards = cards
+        self._instance = instance
+        self._drain_s = drain_s
+        self._held: dict[RunId, _Held] = {}
+        self._draining = False
+
+    async def run(self, stop: asyncio.Event, ready: Ready) -> None:
+        """Serve until `stop`; then end or let go of every run, so that another replica can take it at once."""
+        await self._journal.runs.release(self._instance)
+        last = asyncio.Event()
+        requests = Consumption([REQUESTS], "metier.orchestrator.requests", ready=ready.one)
+        runs = Consumption([RUNS], "metier.orchestrator.runs", ready=ready.one, revoked=self._revoked)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(serve(self._bus, requests, {RunRequested: self._on_request}, stop))
+            group.create_task(serve(self._bus, runs, self._run_handlers(), last))
+            keeper = group.create_task(self._keep())
+            await stop.wait()
+            ready.gone()
+            await self._drain()
+            last.set()
+            keeper.cancel()
+        await self._journal.runs.release(self._instance)
+
+    def _run_handlers(self) -> Mapping[type[Event], EventHandler]:
+        return {RunAccepted: self._on_accepted, CallAnswered: self._on_answered}
+
+    async def _on_request(self, envelope: Envelope[RunRequested], delivery: Delivery) -> None:
+        """Write the run down under its event's (source, id); announce it. A duplicate starts nothing."""
+        request = envelope.data
+        with processing(envelope, delivery) as span:
+            run_id = RunId(stable_id("run", envelope.source, envelope.id))
+            span.set({telemetry.RUN_ID: run_id, telemetry.WORKFLOW_NAME: request.workflow})
+            run = Run(
+                run_id=run_id,
+                source=envelope.source,
+                event_id=envelope.id,
+                workflow=request.workflow,
+                version=request.version,
+                status="accepted",
+                input=request.input,
+                traceparent=span.traceparent,
+            )
+            stored, new = await self._journal.runs.accept(run)
+            if new or stored.status == "accepted":
+                await self._wake(stored)
+            log.info(
+                "run accepted" if new else "duplicate request",
+                action="accept",
+                run_id=run_id,
+                workflow=stored.workflow,
+                new=new,
+            )
+
+    async def _wake(self, run: Run) -> None:
+        event = Envelope(
+            RunAccepted(run_id=run.run_id, workflow=run.workflow), f"{run.run_id}/accepted", SOURCE, run.run_id
+        )
+        await send(self._bus, RUNS, event)
+
+    async def _on_accepted(self, envelope: Envelope[RunAccepted], delivery: Delivery) -> None:
+        self._take(envelope.data.run_id, envelope, delivery)
+
+    async def _on_answered(self, envelope: Envelope[CallAnswered], delivery: Delivery) -> None:
+        """An answer wakes its run: where it runs here, by its future; else by taking the run up, which finds the answer."""
+        answered = envelope.data
+        held = self._held.get(answered.run_id)
+        if held is None:
+            self._take(answered.run_id, envelope, delivery)
+            return
+        with processing(envelope, delivery, parent=held.desk.traceparent) as span:
+            span.set({telemetry.RUN_ID: answered.run_id, telemetry.CALL_ID: answered.call_id})
+            held.desk.deliver(answered)
+
+    def _take(self, run_id: RunId, envelope: Envelope[Any], delivery: Delivery) -> None:
+        if run_id in self._held or self._draining:
+            return
+        desk = RunDesk(run_id, self._bus, self._journal, self._cards)
+        task = asyncio.create_task(self._execute(run_id, desk, envelope, delivery))
+        self._held[run_id] = _Held(task, desk, delivery.partition)
+        task.add_done_callback(lambda _: self._held.pop(run_id, None))
+
+    async def _execute(self, run_id: RunId, desk: RunDesk, envelope: Envelope[Any], delivery: Delivery) -> None:
+        """One segment of a run, from lease to terminal state. Whatever interrupts it, the keeper or another replica goes on."""
+        try:
+            run = await self._journal.runs.lease(run_id, self._instance)
+            if run is None:
+                return
+            desk.traceparent = run.traceparent
+            with processing(envelope, delivery, parent=run.traceparent):
+                attributes = {
+                    telemetry.RUN_ID: run_id,
+                    telemetry.WORKFLOW_NAME: run.workflow,
+                    telemetry.OPERATION: "invoke_workflow",
+                }
+                with telemetry.span(telemetry.invoke_workflow(run.workflow), attributes=attributes) as span:
+                    await self._segment(run, desk, span)
+        except FencedOff:
+            log.warning("run taken by another replica", action="fenced", run_id=run_id)
+        except RetryLater as error:
+            log.warning("run let go", action="release", run_id=run_id, reason=error.code, error=str(error))
+            await self._journal.runs.release(self._instance, run_id)
+        except Exception:
+            log.exception("run let go after a defect of Métier", action="release", run_id=run_id)
+
+    async def _segment(self, run: Run, desk: RunDesk, span: telemetry.Span) -> None:
+        result, failure = await self._outcome(run, desk)
+        finished = await self._journal.runs.finish(run.run_id, run.epoch, result=result, failure=failure)
+        span.set({telemetry.RUN_STATE: finished.status, telemetry.COST_USD: finished.cost_usd})
+        if failure:
+            span.fail(failure.code, failure.message)
+        await self._announce(finished)
+
+    async def _outcome(self, run: Run, desk: RunDesk) -> tuple[dict[str, object] | None, Failure | None]:
+        try:
+            workflow = self._workflows.find(run.workflow, run.version)
+            await self._journal.runs.pin(run.run_id, run.epoch, workflow.version)
+            value = workflow.accept(run.input)
+            started = RunStarted(run_id=run.run_id, workflow=workflow.name, version=workflow.version)
+            await self._tell(Envelope(started, f"{run.run_id}/started", SOURCE, run.run_id))
+            return await self._graph(run, workflow, value, desk), None
+        except FailRun as error:
+            return None, Failure(code=error.code, message=str(error))
+        except (FencedOff, RetryLater):
+            raise
+        except Exception as error:
+            log.exception("the workflow's graph raised", action="fail", run_id=run.run_id, workflow=run.workflow)
+            broken = WorkflowBroken(f"the graph of {run.workflow!r} raised {type(error).__name__}: {error}")
+            return None, Failure(code=broken.code, message=str(broken))
+
+    async def _graph(self, run: Run, workflow: Workflow, value: dict[str, object], desk: RunDesk) -> dict[str, object]:
+        """Run the graph, from its input or from its last checkpoint, to the end."""
+        saver = JournalSaver(self._journal.db, run.epoch)
+        config: RunnableConfig = {"configurable": {"thread_id": run.run_id}}
+        graph = workflow.build().compile(checkpointer=saver, name=workflow.name)
+        begun = run.epoch > 1 and await saver.aget_tuple(config) is not None
+        with node.at(desk):
+            return dict(await graph.ainvoke(None if begun else value, config, durability="sync"))
+
+    async def _announce(self, run: Run) -> None:
+        """Publish the terminal event, under an id that never changes, and remember that it went out."""
+        if run.failure:
+            end: RunFailed | RunSucceeded = RunFailed(
+                run_id=run.run_id,
+                request_id=run.event_id,
+                workflow=run.workflow,
+                failure=run.failure,
+                cost_usd=run.cost_usd,
+            )
+        else:
+            end = RunSucceeded(
+                run_id=run.run_id,
+                request_id=run.event_id,
+                workflow=run.workflow,
+                result=run.result or {},
+                cost_usd=run.cost_usd,
+            )
+        await self._tell(Envelope(end, f"{run.run_id}/ended", SOURCE, run.run_id, subject=run.event_id))
+        await self._journal.runs.announced(run.run_id)
+        log.info(
+            "run ended",
+            action="end",
+            run_id=run.run_id,
+            status=run.status,
+            reason=run.failure.code if run.failure else None,
+        )
+
+    async def _tell(self, event: Envelope[Any]) -> None:
+        await persist(f"tell {event.id}", lambda: send(self._bus, EVENTS_TOPIC, event), PATIENT)
+
+    async def _keep(self) -> None:
+        """Renew leases, and wake what nobody holds: runs of dead replicas, and ends that were not told."""
+        quiet_s = 0.0
+        while True:
+            with suppress(RetryLater):
+                await self._journal.runs.renew(self._instance)
+                for run in await self._journal.runs.unattended(quiet_s):
+                    if run.run_id not in self._held:
+                        await (self._announce(run) if run.ended else self._wake(run))
+                quiet_s = self._journal.lease_s
+            await asyncio.sleep(self._journal.lease_s / 3)
+
+    def _revoked(self, topic: str, partitions: frozenset[int]) -> None:
+        """Another replica owns these partitions now: let their runs go, so that it can take them at their last checkpoint."""
+        del topic
+        lost = [held for held in self._held.values() if held.partition in partitions]
+        if lost and not self._draining:
+            log.info("partitions moved", action="rebalance", partitions=sorted(partitions), runs=len(lost))
+            self._letting_go = asyncio.create_task(self._let_go(lost))
+
+    async def _drain(self) -> None:
+        self._draining = True
+        if self._held:
+            log.info("draining", action="drain", runs=len(self._held), limit_s=self._drain_s)
+            await asyncio.wait([held.task for held in self._held.values()], timeout=self._drain_s)
+        await self._let_go(list(self._held.values()))
+
+    async def _let_go(self, held: list[_Held]) -> None:
+        for one in held:
+            one.task.cancel()
+        if held:
+            await asyncio.wait([one.task for one in held])
+        for one in held:
+            await self._journal.runs.release(self._instance, one.desk.run_id)
+            run = await self._journal.runs.get(one.desk.run_id)
+            if run and not run.ended:
+                await self._wake(run)
