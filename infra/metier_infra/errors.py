@@ -13,7 +13,8 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   └── Held                another worker holds this call just now
     ├── BuryRecord          this record can never be handled: to the dead letters, with its bytes
     │   ├── Undecodable         not a CloudEvent, or its data does not fit its type
-    │   └── UnknownEvent        a type that this topic does not carry
+    │   ├── UnknownEvent        a type that this topic does not carry
+    │   └── UnknownCall         a call that the journal does not know
     ├── FailRun             the call, or the run, ends failed with this reason
     │   ├── UnknownWorkflow
     │   ├── BadInput            the event's input does not fit the workflow
@@ -88,6 +89,10 @@ class Undecodable(BuryRecord):
 
 class UnknownEvent(BuryRecord):
     """An event type that this topic does not carry."""
+
+
+class UnknownCall(BuryRecord):
+    """A call that the journal does not know: nobody waits for its answer."""
 
 
 class FailRun(MetierError):

@@ -67,7 +67,8 @@ class Task(Word):
 class Answer(Word):
     """What an agent answered: the comparable `text`, how sure it is (0 to 1, or None), and what it took.
 
-    Money is USD. `model_turns` and `tool_calls` are counts; `stopped` says why the loop ended.
+    Money is USD; where `cost_known` is false, some price was not known and `cost_usd` is a lower bound. `model_turns` and `tool_calls`
+    are counts; `stopped` says why the loop ended.
     """
 
     text: str
@@ -79,6 +80,7 @@ class Answer(Word):
     model_turns: int = 0
     tool_calls: int = 0
     cost_usd: float = 0.0
+    cost_known: bool = True
 
 
 class AgentCard(Word):
