@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +21,17 @@ from say import StackError, say
 _RECIPE = Path(__file__).parent / "kafka"
 _KAFKA = "kafka-4.4.0"
 _OLDEST_JAVA = 17
+_DOWNLOAD = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from maven_artifact import Artifact, Downloader
+
+def fetch(coordinates, target):
+    Downloader().download(Artifact(*coordinates.split(":")), filename=target)
+
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(fetch, sys.argv[1::2], sys.argv[2::2]))
+"""
 
 
 def java() -> str:
@@ -57,16 +67,10 @@ def _copy_jars_with_maven(jars: Path) -> None:
 
 
 def _download_jars(jars: Path) -> None:
+    """Do what Maven would, by the small package `maven-artifact`; it prints as it goes, hence a process of its own."""
     wheel = _wheel("maven-artifact", "0.3.5")
-    program = "import sys; from maven_artifact import Artifact, Downloader; "
-    program += "Downloader().download(Artifact(*sys.argv[1].split(':')), filename=sys.argv[2])"
-
-    def fetch(coordinates: str, name: str) -> None:
-        command = [sys.executable, "-c", program, coordinates, str(jars / name)]
-        process.run(command, environment={**os.environ, "PYTHONPATH": str(wheel)})
-
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(fetch, *zip(*((line[0], line[1]) for line in _locked_jars()), strict=True)))
+    words = [word for coordinates, name, _ in _locked_jars() for word in (coordinates, str(jars / name))]
+    process.run([sys.executable, "-c", _DOWNLOAD, *words], environment={**os.environ, "PYTHONPATH": str(wheel)})
 
 
 def _locked_jars() -> list[tuple[str, str, str]]:
@@ -161,16 +165,19 @@ def _installer() -> list[str]:
 
 @contextmanager
 def _installing(target: Path) -> Generator[Path | None]:
-    """Give a folder to fill, which becomes the target in one step, or None when the target is there."""
+    """Give an empty folder to fill, which becomes the target in one step, or None when the target is there."""
     if target.exists():
         yield None
         return
     with state.only_one(_cache() / f"{target.name}.lock"):
+        if target.exists():
+            yield None
+            return
         half = target.with_name(f"{target.name}.half")
         shutil.rmtree(half, ignore_errors=True)
-        yield None if target.exists() else half
-        if half.exists():
-            half.replace(target)
+        half.mkdir()
+        yield half
+        half.replace(target)
 
 
 def _cache() -> Path:

@@ -129,7 +129,7 @@ def run(
         extra_groups=[] if user else None,
     )
     if done.returncode:
-        step, lines = " ".join([Path(command[0]).name, *command[1:3]]), (done.stdout + done.stderr).splitlines()
+        step, lines = " ".join([Path(command[0]).name, *command[1:]])[:60], (done.stdout + done.stderr).splitlines()
         raise StackError(f"`{step} ...` failed with exit code {done.returncode}:{indent(lines[-8:])}")
 
 
