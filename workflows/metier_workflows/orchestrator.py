@@ -214,7 +214,7 @@ class Orchestrator:
         """Run the graph, from its input or from its last checkpoint, to the end."""
         saver = JournalSaver(self._journal.db, run.epoch)
         config: RunnableConfig = {"configurable": {"thread_id": run.run_id}}
-        graph = workflow.build().compile(checkpointer=saver, name=workflow.name)
+        graph = workflow.compiled.copy({"checkpointer": saver})
         begun = run.epoch > 1 and await saver.aget_tuple(config) is not None
         with node.at(desk):
             return dict(await graph.ainvoke(None if begun else value, config, durability="sync"))

@@ -8,15 +8,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 from langgraph.graph import StateGraph
+from langgraph.graph.state import CompiledStateGraph
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from metier_infra.errors import BadInput, BadSpec, UnknownWorkflow
 from metier_infra.messages import stable_id
 
 Graph = StateGraph[Any, Any, Any, Any]
+Compiled = CompiledStateGraph[Any, Any, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Workflow:
     build: Callable[[], Graph]
     input: type[BaseModel] | None
     version: str
+
+    @cached_property
+    def compiled(self) -> Compiled:
+        """The graph, compiled once; the orchestrator gives a copy of it to each run, with a checkpointer of its own."""
+        return self.build().compile(name=self.name)
 
     def accept(self, value: Mapping[str, JsonValue]) -> dict[str, Any]:
         """The graph's input, checked against the declared model. Raises `BadInput` naming the field."""
