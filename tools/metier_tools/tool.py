@@ -20,7 +20,7 @@ Status = Literal["ok", "error", "timeout", "oom", "output_cut", "refused", "died
 
 def digest_of(value: object) -> str:
     """SHA-256, in hex, of a JSON value in its one canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

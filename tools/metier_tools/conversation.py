@@ -1,0 +1,166 @@
+"""One container's end of the line: ask PID 1 to run a program, and judge what comes back.
+
+`docker_sandbox` opens it on the attach stream. Every byte is bounded and every wait has an end: whatever the container does, `run`
+returns an outcome at most `GRACE_S` after the program's time. After a `broken` one the container is not to be used again.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from metier_tools import pid1
+from metier_tools.limits import Profile
+from metier_tools.protocol import Chunk, Demux, End, Forged, Frame, Frames, Pong, ask
+from metier_tools.sandbox import Outcome, Request, Verdict
+
+GRACE_S = 1.5
+"""What the end of a call may take beyond its time: killing, wiping, telling. Seconds."""
+_KINDS = {"python": pid1.PYTHON, "shell": pid1.SHELL}
+_READ = 65536
+
+
+class Flood(Exception):
+    """The program wrote more than it may in all."""
+
+
+class Output:
+    """What a program wrote, as far as it is kept."""
+
+    def __init__(self, keep: int, flood: int) -> None:
+        self._keep, self._flood = keep, flood
+        self._kept = {pid1.OUT: bytearray(), pid1.ERR: bytearray()}
+        self._written = 0
+        self.truncated = False
+
+    def add(self, chunk: Chunk) -> None:
+        """Keep what there is room for. Raises `Flood`."""
+        kept = self._kept[chunk.stream]
+        room = self._keep - len(kept)
+        kept += chunk.data[:room]
+        self.truncated = self.truncated or len(chunk.data) > room
+        self._written += len(chunk.data)
+        if self._written > self._flood:
+            raise Flood
+
+    def text(self, stream: int) -> str:
+        """A stream as text that any store can hold: bytes that are not UTF-8, and NUL, become U+FFFD."""
+        return self._kept[stream].decode("utf-8", "replace").replace("\0", "\ufffd")
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a program ended: PID 1's own word, or what broke off the conversation."""
+
+    end: End | None
+    broken: Verdict | None = None
+
+
+class Conversation:
+    """Speaks with PID 1 over a connected socket that carries the engine's multiplexed stream. For one thread at a time."""
+
+    def __init__(self, line: socket.socket, profile: Profile) -> None:
+        self._line = line
+        self._profile = profile
+        self._demux, self._frames = Demux(), Frames()
+        self.broken = False
+
+    def greet(self, within_s: float) -> bool:
+        """Whether PID 1 answers in time."""
+        until = time.monotonic() + within_s
+        try:
+            self._send(ask(pid1.PING), until)
+            while not (frames := self._receive(until)):
+                pass
+        except (OSError, EOFError, Forged):
+            return False
+        return frames == [Pong()]
+
+    def alive(self) -> bool:
+        """Whether the line is open and silent, as it must be between calls."""
+        if self.broken:
+            return False
+        self._line.settimeout(0)
+        try:
+            self._line.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def run(self, request: Request) -> Outcome:
+        """Run one program to its end."""
+        began = time.monotonic()
+        timeout_s = min(request.timeout_s, self._profile.longest_s)
+        output = Output(self._profile.keep_bytes, self._profile.flood_bytes)
+        said = self._speak(request, timeout_s, output)
+        self.broken = said.end is None or said.end.dirty
+        return outcome(said, output, 1000 * (time.monotonic() - began))
+
+    def _speak(self, request: Request, timeout_s: float, output: Output) -> Said:
+        until = time.monotonic() + timeout_s + GRACE_S
+        try:
+            self._send(ask(_KINDS[request.language], timeout_s, request.source.encode()), until)
+            while (end := _take(self._receive(until), output)) is None:
+                pass
+        except TimeoutError:
+            return Said(None, "timeout")
+        except Flood:
+            return Said(None, "output_cut")
+        except (OSError, EOFError, Forged):
+            return Said(None, "died")
+        return Said(end)
+
+    def _send(self, data: bytes, until: float) -> None:
+        self._line.settimeout(max(0.001, until - time.monotonic()))
+        self._line.sendall(data)
+
+    def _receive(self, until: float) -> list[Frame]:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._line.settimeout(left)
+        data = self._line.recv(_READ)
+        if not data:
+            raise EOFError
+        return self._frames.feed(self._demux.feed(data))
+
+    def hang_up(self) -> None:
+        """End of stdin: PID 1 ends, and with it all that runs in the container."""
+        self.broken = True
+        with suppress(OSError):
+            self._line.shutdown(socket.SHUT_RDWR)
+        self._line.close()
+
+
+def _take(frames: list[Frame], output: Output) -> End | None:
+    """Keep the output among the frames; the end, if it is the last of them. Raises `Forged` and `Flood`."""
+    for position, frame in enumerate(frames, 1):
+        if isinstance(frame, Chunk):
+            output.add(frame)
+        elif isinstance(frame, End) and position == len(frames):
+            return frame
+        else:
+            raise Forged(f"{type(frame).__name__} out of turn")
+    return None
+
+
+def outcome(said: Said, output: Output, wall_ms: float) -> Outcome:
+    """What a caller is told."""
+    status, code = verdict(said), said.end.code if said.end else None
+    return Outcome(status, code, output.text(pid1.OUT), output.text(pid1.ERR), output.truncated, round(wall_ms, 3))
+
+
+def verdict(said: Said) -> Verdict:
+    """One word for how it ended. A process killed for memory explains a failure; a program that survived it is judged by its own end."""
+    end = said.end
+    if end is None:
+        return said.broken or "died"
+    if end.timed_out:
+        return "timeout"
+    if end.code == 0:
+        return "ok"
+    return "oom" if end.oom_kills else "error"
