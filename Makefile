@@ -28,10 +28,11 @@ up: .venv/.run ## Start Kafka, Postgres, Redis, an engine and all of Métier's r
 	@$(STACK) up --roles
 
 down: ## Stop all that `make up` started; the data stays
-	@$(PYTHON) infra/local/stack.py down
+	@$(or $(wildcard .venv/bin/python),$(PYTHON)) infra/local/stack.py down
 
 .venv/bin/python:
-	@$(if $(UV),$(UV) venv --quiet --clear --python '>=3.11' .venv,\
+	@rm -rf .venv
+	@$(if $(UV),$(UV) venv --quiet --python '>=3.11' .venv,\
 	  $(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	    || { echo '$(TOO_OLD)' >&2; exit 1; }; $(PYTHON) -m venv .venv)
 

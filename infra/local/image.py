@@ -14,6 +14,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 
+import ready
 from engine import Engine
 from say import StackError, say
 from state import REPOSITORY
@@ -28,6 +29,8 @@ _SETTINGS = ["USER 65534:65534", "WORKDIR /work", 'CMD ["/bin/sh"]', "ENV PATH=/
 def ensure(host: str) -> str:
     """Return the tag of the sandbox image, made first if the engine does not have it."""
     begun, engine = time.monotonic(), Engine(host)
+    if not ready.answers(engine.answers):
+        raise StackError(f"No container engine answers at {host}.")
     digest = _digest_of_system() if host.startswith("unix:") else None
     tag = f"{NAME}:{digest or _digest_of_dockerfile()}"
     if engine.has_image(tag):

@@ -113,7 +113,9 @@ def dockerd() -> str:
     """Return the container engine's program, installed by apt when this is root's Debian or Ubuntu."""
     if not (shutil.which("dockerd") and shutil.which("iptables")):
         if not (sys.platform == "linux" and os.geteuid() == 0 and shutil.which("apt-get")):
-            raise StackError("No container engine answers: please start Docker (Desktop or Engine) and try again.")
+            raise StackError(
+                "No container engine answers: start Docker (Desktop or Engine) and see that you may use it."
+            )
         with state.only_one(_cache() / "apt.lock"):
             _install_docker()
     return shutil.which("dockerd") or "dockerd"
@@ -123,7 +125,7 @@ def _install_docker() -> None:
     say("docker", "installing docker.io")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with _no_service_started_by_apt():
-        process.run(["apt-get", "update", "-qq"], environment=environment)
+        subprocess.run(["apt-get", "update", "-qq"], env=environment, capture_output=True, check=False)
         options = ["-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120"]
         process.run(["apt-get", "install", *options, "docker.io", "iptables"], environment=environment)
     if Path("/run/systemd/system").exists():

@@ -197,6 +197,7 @@ def docker(state: State) -> Service:
 
 def _docker_command(sockets: Path, data: Path, host: str) -> list[str]:
     program, own = install.dockerd(), sockets / "dockerd.pid"
+    engine.sweep(sockets / "exec", data)  # a killed engine's containers: the new one would be 10 s ending them
     process.settle(sockets / "exec/containerd/containerd.pid")
     for stale in (own, sockets / "docker.sock"):
         stale.unlink(missing_ok=True)

@@ -108,19 +108,30 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_to_the_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command; an interrupt is its business too, so wait for its own way of ending."""
+    """Run a command and return its exit code; when we are told to end, so is it, and its way of ending is awaited."""
     with subprocess.Popen(command, env=environment) as child:
         try:
-            return child.wait()
-        except (KeyboardInterrupt, SystemExit):
-            child.terminate()
-            child.wait()
+            code = child.wait()
+        except KeyboardInterrupt:  # the terminal has told the command too
+            code = child.wait()
+        except SystemExit:
+            _end(child)
             raise
+    return code if code >= 0 else 128 - code
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(30)
+    except subprocess.TimeoutExpired:
+        child.kill()
 
 
 def status(options: argparse.Namespace) -> int:
     """Say of each service and each role whether it is up."""
-    for one in _everything(State(options.state)):
+    state = State(options.state)
+    for one in _everything(state) if state.root.exists() else ():
         pid = process.running(one.pidfile)
         if pid or one.name not in roles.ROLES:
             print(f"{one.name:<12} {_condition(one, pid)}")
