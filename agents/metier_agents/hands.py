@@ -1,0 +1,123 @@
+"""How an agent acts: a tool use becomes a tool call, written down before it is sent, and its first recorded result an observation.
+
+The loop calls it for the uses of a model turn; it hands on to the tool lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from metier_agents.patience import until
+from metier_agents.turns import ModelTurn, ToolTurn, ToolUse
+from metier_infra import telemetry
+from metier_infra.errors import DeadlineMissed, LaneGone
+from metier_infra.journal import Call, Journal, ToolCallRow
+from metier_infra.messages import ToolCallId, stable_id
+from metier_tools import grant
+from metier_tools.lane import ToolLane
+from metier_tools.tool import ToolCall, ToolResult, ToolSpec
+from metier_tools.toolbox import Refusal, Toolbox
+
+QUEUE_S = 35.0
+"""What one sending may wait for a runner and a container beyond the tool's own time; then it is sent again under the same id."""
+
+
+@dataclass(frozen=True)
+class Hands:
+    """What tool calls need. `key` signs their grants."""
+
+    journal: Journal
+    lane: ToolLane
+    toolbox: Toolbox
+    key: bytes
+
+    async def act(self, call: Call, turn: ModelTurn, step: int, *, left: int, deadline: float) -> list[ToolTurn]:
+        """What came of each use of `turn`, which is step number `step` of `call`; all at once, at most `left` of them for real."""
+        checked = [self._check(use, turn.offered, index < left) for index, use in enumerate(turn.uses)]
+        works = [
+            self._use(call, use, fits, stable_id(call.call_id, step, index), deadline)
+            for index, (use, fits) in enumerate(zip(turn.uses, checked, strict=True))
+        ]
+        found = await asyncio.gather(*works, return_exceptions=True)
+        return [_result(one) for one in found]
+
+    def _check(self, use: ToolUse, offered: Sequence[str], allowed: bool) -> ToolSpec | Refusal:
+        if use.tool not in offered:
+            return Refusal(f"{use.tool!r} was not offered in this turn; answer without it")
+        if use.problem:
+            return Refusal(f"the arguments of {use.tool} cannot be read: {use.problem}")
+        return self.toolbox.check(use.tool, use.arguments) if allowed else Refusal("no tool call is left")
+
+    async def _use(
+        self, call: Call, use: ToolUse, fits: ToolSpec | Refusal, tool_call_id: str, deadline: float
+    ) -> ToolTurn:
+        if isinstance(fits, Refusal):
+            return ToolTurn(use_id=use.id, tool=use.tool, result=ToolResult(status="refused", stderr=fits.sentence))
+        row = await self.journal.tools.request(
+            ToolCallRow(
+                tool_call_id=ToolCallId(tool_call_id),
+                run_id=call.run_id,
+                call_id=call.call_id,
+                agent=call.agent,
+                category=call.task.category,
+                tool=use.tool,
+                arguments=use.arguments,
+            )
+        )
+        if row.result is None:
+            row = await self._call(row, fits, deadline)
+        result = ToolResult.model_validate(row.result)
+        return ToolTurn(use_id=use.id, tool=use.tool, result=result, tool_call_id=tool_call_id)
+
+    async def _call(self, row: ToolCallRow, spec: ToolSpec, deadline: float) -> ToolCallRow:
+        """Carry the call out and record its result; the first recorded result counts."""
+        with telemetry.span(telemetry.execute_tool(row.tool), attributes=_attributes(row, spec)) as span:
+            result = await until(deadline, f"the call of {row.tool}", lambda: self._send(row, spec, deadline, span))
+            span.set({telemetry.SANDBOX_STATUS: result.status, telemetry.SANDBOX_EXIT_CODE: result.exit_code})
+            if not result.ok:
+                span.fail(result.status)
+            return await self.journal.tools.finish(
+                row.tool_call_id, result.model_dump(mode="json"), ok=result.ok, wall_ms=result.wall_ms
+            )
+
+    async def _send(self, row: ToolCallRow, spec: ToolSpec, deadline: float, span: telemetry.Span) -> ToolResult:
+        ends = min(deadline, time.time() + spec.timeout_s + QUEUE_S)
+        named = {"run_id": row.run_id, "call_id": row.call_id, "tool_call_id": row.tool_call_id, "tool": row.tool}
+        signed = grant.sign(self.key, **named, arguments=row.arguments, expires=ends)
+        made = ToolCall(
+            tool_call_id=row.tool_call_id,
+            run_id=row.run_id,
+            call_id=row.call_id,
+            tool=row.tool,
+            arguments=row.arguments,
+            deadline=ends,
+            timeout_s=spec.timeout_s,
+            grant=signed,
+            traceparent=span.traceparent,
+        )
+        try:
+            return await self.lane.call(made)
+        except DeadlineMissed as error:
+            if ends >= deadline:
+                raise
+            raise LaneGone(f"no runner took the call of {row.tool} in time") from error
+
+
+def _attributes(row: ToolCallRow, spec: ToolSpec) -> dict[str, telemetry.Value | None]:
+    return {
+        telemetry.OPERATION: "execute_tool",
+        telemetry.TOOL_NAME: row.tool,
+        telemetry.TOOL_CALL_ID: row.tool_call_id,
+        telemetry.TOOL_TYPE: spec.kind,
+        telemetry.RUN_ID: row.run_id,
+        telemetry.CALL_ID: row.call_id,
+    }
+
+
+def _result(found: ToolTurn | BaseException) -> ToolTurn:
+    if isinstance(found, BaseException):
+        raise found
+    return found

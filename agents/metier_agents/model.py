@@ -1,0 +1,111 @@
+"""The model port, the scripted model that ships for users' tests, and `open_model`, which finds the adapter for an id.
+
+The loop asks models through `Model`; the worker opens them once at its start. `recorded_model` and `langchain_model` are the other adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from metier_agents.policy import ToolChoice
+from metier_agents.turns import History, ModelTurn, of_kind
+from metier_infra.errors import BadSpec, MetierError, ModelFailed
+from metier_tools.tool import ToolSpec
+
+
+class Model(Protocol):
+    """A chat model.
+
+    Contract: a reply names no tool unless `tools` were given; it raises only `ModelBusy`, `ModelFailed`, and `AskOperator`s; cancelling
+    `ask` cancels the request. `tool_choice` "required" is a wish that a model may not be able to keep: the policy checks.
+    """
+
+    @property
+    def name(self) -> str:
+        """The model's id, as it stands in answers and spans."""
+        ...
+
+    async def ask(
+        self, messages: History, *, tools: Sequence[ToolSpec], tool_choice: ToolChoice, deadline: float
+    ) -> ModelTurn:
+        """The model's next turn. `deadline` is seconds since the epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request that a scripted model got."""
+
+    messages: History
+    tools: tuple[str, ...]
+    tool_choice: ToolChoice
+
+
+class ScriptedModel:
+    """Says what it is told to say: the n-th turn of a call gets the n-th entry, so a call that resumes after a crash goes on in the script.
+
+    `errors` are raised first, one a request. `asked` holds every request that was made.
+    """
+
+    def __init__(
+        self, turns: Sequence[ModelTurn], *, name: str = "scripted", errors: Sequence[MetierError] = ()
+    ) -> None:
+        self.name = name
+        self.asked: list[Asked] = []
+        self._turns = tuple(turns)
+        self._errors = list(errors)
+
+    async def ask(
+        self, messages: History, *, tools: Sequence[ToolSpec], tool_choice: ToolChoice, deadline: float
+    ) -> ModelTurn:
+        """See `Model.ask`."""
+        del deadline
+        self.asked.append(Asked(tuple(messages), tuple(tool.name for tool in tools), tool_choice))
+        if self._errors:
+            raise self._errors.pop(0)
+        n = len(of_kind(messages, ModelTurn))
+        if n >= len(self._turns):
+            raise ModelFailed(f"the script of {self.name} has {len(self._turns)} turns and was asked for one more")
+        return self._turns[n].model_copy(update={"model": self.name})
+
+
+def read_script(path: Path) -> ScriptedModel:
+    """A scripted model from a YAML list of turns (`text`, `uses`, `cost_usd`). Raises `BadSpec`."""
+    try:
+        turns = TypeAdapter(list[ModelTurn]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise BadSpec(f"{path}: not a script of model turns: {' '.join(str(error).split())[:200]}") from error
+    return ScriptedModel(turns, name=f"scripted:{path.name}")
+
+
+def open_model(model: str, *, recordings: Path | None = None, timeout_s: float = 120.0) -> Model:
+    """The model with this id: `recorded:<model>`, `scripted:<file>`, or any id that LangChain's `init_chat_model` takes.
+
+    Raises:
+        BadSpec: no such recording, script or provider.
+        MissingPackage: the provider's package is not installed.
+        BadSettings: the provider's key is missing.
+    """
+    kind, _, rest = model.partition(":")
+    if kind == "scripted":
+        return read_script(Path(rest))
+    if kind == "recorded":
+        return _recorded(rest, recordings)
+    from metier_agents.langchain_model import open_chat_model
+
+    return open_chat_model(model, timeout_s=timeout_s)
+
+
+def _recorded(model: str, recordings: Path | None) -> Model:
+    from metier_agents.recorded_model import RecordedModel
+    from metier_agents.recordings import read_recordings
+
+    if recordings is None:
+        raise BadSpec(f"recorded:{model} needs a file of recordings, and none was given")
+    return RecordedModel(read_recordings(recordings), model)

@@ -1,0 +1,193 @@
+"""What an agent is, as its author declares it in YAML, and how a folder of such files is read.
+
+`compose` calls `load_agents`; the worker and the loop read the specs, the router reads `skills`. Errors name file, line and field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError
+
+from metier_infra.errors import BadSpec
+from metier_infra.messages import Word
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Loc: TypeAlias = "Sequence[int | str]"
+
+
+class Declared(Word):
+    """A frozen value that a person writes: unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Policy(Declared):
+    tries: int = Field(2, ge=1, description="a tool that failed this often in one call is not offered again in it")
+
+
+class Autonomous(_Policy):
+    """Answer alone; tools are offered only when the model is less sure than `threshold`, and withdrawn after each use."""
+
+    kind: Literal["autonomous"]
+    threshold: Share = Field(0.8, description="confidence from which the model's own answer is taken")
+
+
+class Collaborative(_Policy):
+    """Tools from the first turn, which must call one when any fits; results are cross-checked before the answer."""
+
+    kind: Literal["collaborative"]
+
+
+class MetaReasoned(_Policy):
+    """The model assesses each tool; only tools whose expected value is positive are offered.
+
+    Value is counted in right answers: 1 is one right answer more.
+    """
+
+    kind: Literal["meta_reasoned"]
+    price_per_second: float = Field(0.002, ge=0, description="what a second of waiting costs, in right answers")
+    price_per_usd: float = Field(1.0, ge=0, description="what a US dollar costs, in right answers")
+    assumed_s: float = Field(2.0, ge=0, description="a tool call's time before any was measured; seconds")
+    prior_ok: float = Field(1.6, gt=0, description="successes believed before any was measured (Beta prior)")
+    prior_failed: float = Field(0.4, gt=0, description="failures believed before any was measured (Beta prior)")
+
+
+Policy = Annotated[Autonomous | Collaborative | MetaReasoned, Field(discriminator="kind")]
+
+
+class ToolRef(Declared):
+    """A tool that the agent may be offered. `fits`: the categories it is good for; empty means all."""
+
+    name: str = Field(min_length=1)
+    fits: frozenset[str] = frozenset()
+
+    def fitting(self, category: str) -> bool:
+        """Whether the tool suits tasks of this category."""
+        return not self.fits or category in self.fits
+
+
+class Limits(Declared):
+    """Where one call ends at the latest. None: no limit on money."""
+
+    turns: int = Field(8, ge=1, description="model requests")
+    tool_calls: int = Field(6, ge=0, description="tool calls that are really made")
+    cost_usd: float | None = Field(None, gt=0, description="known cost of the model's turns; USD")
+    timeout_s: float = Field(120.0, gt=0, description="from the first claim of the call; seconds")
+
+
+class AgentSpec(Declared):
+    """An agent: model, policy, tools, limits, and what it says it is good at."""
+
+    name: str = Field(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$", description="a DNS label; names topic and group")
+    model: str = Field(min_length=1, description="recorded:<model>, scripted:<file>, or any init_chat_model id")
+    policy: Policy
+    tools: tuple[ToolRef, ...] = ()
+    skills: dict[str, Share] = Field(default_factory=dict[str, Share])
+    limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
+    description: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex characters that change with any change of the agent's behaviour."""
+        behaviour = self.model_dump(mode="json", exclude={"description"})
+        for tool in behaviour["tools"]:
+            tool["fits"].sort()
+        return hashlib.sha256(json.dumps(behaviour, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def with_model(spec: AgentSpec, model: str) -> AgentSpec:
+    """The same agent on another model."""
+    return AgentSpec.model_validate({**spec.model_dump(), "model": model})
+
+
+def load_agents(folder: Path) -> dict[str, AgentSpec]:
+    """Every agent declared in `folder/*.yaml`, by name.
+
+    Raises:
+        BadSpec: no file, a file that does not fit, or two agents of one name.
+    """
+    found: dict[str, AgentSpec] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        spec = load_agent(path)
+        if spec.name in found:
+            raise BadSpec(f"{path}: an agent named {spec.name} is already declared in {folder}")
+        found[spec.name] = spec
+    if not found:
+        raise BadSpec(f"{folder}: no agent files (*.yaml) there")
+    return found
+
+
+def load_agent(path: Path) -> AgentSpec:
+    """The agent declared in one file. Raises `BadSpec` with file, line and field."""
+    root, data = _read(path)
+    try:
+        return AgentSpec.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        line, field = _place(root, first["loc"])
+        where = f"{path}:{line}: {field}: " if field else f"{path}:{line}: "
+        raise BadSpec(where + _sentence(first["type"], first["msg"], first["loc"])) from error
+
+
+def _read(path: Path) -> tuple[yaml.Node | None, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise BadSpec(f"{path}:{line}: not YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise BadSpec(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _place(root: yaml.Node | None, loc: Loc) -> tuple[int, str]:
+    """Line (from 1) and dotted name of the field at `loc`; a union's tag in `loc` names no field and is left out."""
+    node, line, names = root, 1, list[str]()
+    for depth, part in enumerate(loc):
+        child = _child(node, part)
+        if child is not None:
+            line, node = child
+        if child is not None or depth == len(loc) - 1:
+            names.append(str(part))
+    return line, ".".join(names)
+
+
+def _child(node: yaml.Node | None, part: int | str) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+        items: list[yaml.Node] = node.value
+        return items[part].start_mark.line + 1, items[part]
+    if isinstance(node, yaml.MappingNode):
+        pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
+        return next(((key.start_mark.line + 1, value) for key, value in pairs if key.value == part), None)
+    return None
+
+
+_KINDS: Mapping[str, type[Declared]] = {
+    "autonomous": Autonomous,
+    "collaborative": Collaborative,
+    "meta_reasoned": MetaReasoned,
+    "tools": ToolRef,
+    "limits": Limits,
+}
+
+
+_SENTENCES: Mapping[str, str] = {
+    "missing": "this field is missing",
+    "model_type": "expected an agent's fields, such as name, model and policy",
+    "string_pattern_mismatch": "must be lower-case letters, digits and hyphens, at most 63, and begin with a letter",
+}
+
+
+def _sentence(kind: str, message: str, loc: Loc) -> str:
+    if kind != "extra_forbidden":
+        return _SENTENCES.get(kind, message[:1].lower() + message[1:])
+    owner = next((_KINDS[part] for part in reversed(loc[:-1]) if part in _KINDS and isinstance(part, str)), AgentSpec)
+    near = difflib.get_close_matches(str(loc[-1]), owner.model_fields, n=1)
+    return "unknown field" + (f"; did you mean {near[0]}?" if near else "")

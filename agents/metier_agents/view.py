@@ -1,0 +1,102 @@
+"""What a policy sees: a frozen view of a call, worked out from its message list.
+
+The loop builds it before each move; `policy` decides on it and on nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from metier_agents.spec import AgentSpec
+from metier_agents.turns import Assessed, History, Message, ModelTurn, ToolTurn, Valued, of_kind, spent
+from metier_infra.journal import ToolRecord
+
+
+@dataclass(frozen=True)
+class View:
+    """The state of a call.
+
+    Attributes:
+        turns: model turns so far, assessments among them.
+        answered: the last turn is a model's answer without tool uses.
+        confidence: of the last answer; None when the model did not say.
+        offered: tools that were bound in the last model turn.
+        results: whether each tool use of the last turn went well; empty when the last turn is a model's.
+        useful: tools that fit the category and may still be offered in this call.
+        records: what was measured of the useful tools for this agent and category.
+        assessed: the tools as the last assessment valued them; None before any.
+        turn_usd: known cost of the last model turn; 0 when unknown.
+        refused: uses of tools that were not offered.
+        repeats: how often the most repeated identical tool use was made.
+        turns_left, calls_left: what the limits still allow.
+        usd_left: what the money limit still allows; None: no limit.
+    """
+
+    turns: int = 0
+    answered: bool = False
+    confidence: float | None = None
+    offered: tuple[str, ...] = ()
+    results: tuple[bool, ...] = ()
+    useful: tuple[str, ...] = ()
+    records: Mapping[str, ToolRecord] = field(default_factory=dict[str, ToolRecord])
+    assessed: tuple[Valued, ...] | None = None
+    turn_usd: float = 0.0
+    refused: int = 0
+    repeats: int = 0
+    turns_left: int = 8
+    calls_left: int = 6
+    usd_left: float | None = None
+
+
+def see(history: History, spec: AgentSpec, category: str, records: Mapping[str, ToolRecord]) -> View:
+    """The view of a call of `spec` whose message list is `history`."""
+    turns, tools = of_kind(history, ModelTurn), of_kind(history, ToolTurn)
+    last = turns[-1] if turns else ModelTurn()
+    assessments = of_kind(history, Assessed)
+    made = sum(turn.tool_call_id is not None for turn in tools)
+    results = _results(history)
+    return View(
+        turns=len(turns),
+        answered=bool(turns) and last.purpose == "answer" and not last.uses,
+        confidence=last.confidence,
+        offered=last.offered,
+        results=results,
+        useful=_useful(tools, spec, category) if made < spec.limits.tool_calls else (),
+        records=records,
+        assessed=assessments[-1].tools if assessments else None,
+        turn_usd=last.cost_usd or 0.0,
+        refused=sum(use.tool not in turn.offered for turn in turns for use in turn.uses),
+        repeats=_repeats(turns),
+        turns_left=spec.limits.turns - len(turns),
+        calls_left=spec.limits.tool_calls - made,
+        usd_left=None if spec.limits.cost_usd is None else spec.limits.cost_usd - spent(history)[0],
+    )
+
+
+def fitting(spec: AgentSpec, category: str) -> tuple[str, ...]:
+    """The agent's tools that suit the category."""
+    return tuple(tool.name for tool in spec.tools if tool.fitting(category))
+
+
+def _useful(tools: Sequence[ToolTurn], spec: AgentSpec, category: str) -> tuple[str, ...]:
+    failures = Counter(turn.tool for turn in tools if not turn.result.ok)
+    return tuple(name for name in fitting(spec, category) if failures[name] < spec.policy.tries)
+
+
+def _results(history: Sequence[Message]) -> tuple[bool, ...]:
+    """The tool results after the last model turn."""
+    found: list[bool] = []
+    for message in reversed(history):
+        if isinstance(message, ModelTurn):
+            break
+        if isinstance(message, ToolTurn):
+            found.append(message.result.ok)
+    return tuple(reversed(found))
+
+
+def _repeats(turns: Sequence[ModelTurn]) -> int:
+    uses = Counter(f"{use.tool} {json.dumps(use.arguments, sort_keys=True)}" for turn in turns for use in turn.uses)
+    return max(uses.values(), default=0)

@@ -1,0 +1,231 @@
+"""The role `metier agent NAME…`: calls in, answers out.
+
+`service` hands it each record of its agents' topics; it claims the call in the journal, runs the loop, records the answer, and sends
+the recorded winner to `metier.runs`. A call may come twice, and a worker may die at any point: the claim, the recorded steps and the
+first recorded answer make that harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import structlog
+
+from metier_agents.hands import Hands
+from metier_agents.loop import Loop
+from metier_agents.model import Model
+from metier_agents.spec import AgentSpec
+from metier_agents.turns import spent
+from metier_infra import service, telemetry
+from metier_infra.bus import Bus, Consumption
+from metier_infra.errors import BadSpec, Held, MetierError, RetryLater, UnknownCall, UnknownEvent
+from metier_infra.journal import Call, Journal
+from metier_infra.messages import (
+    RUNS,
+    CallAnswered,
+    CallId,
+    CallRequested,
+    Delivery,
+    Envelope,
+    Event,
+    Failure,
+    tasks_topic,
+)
+from metier_tools.lane import ToolLane
+from metier_tools.toolbox import Toolbox
+
+log = structlog.get_logger()
+
+
+class AgentWorker:
+    """Serves the calls to `agents`.
+
+    Args:
+        bus: where calls come from and answers go.
+        journal: claims, steps, tool calls and answers.
+        lane: carries tool calls.
+        toolbox: the specs of the tools that agents name.
+        agents: by name; each has its topic and its consumer group.
+        open_model: the model of a spec; called once an agent, at the start.
+        grant_key: signs each tool call's grant.
+        instance: this process's name; one that survives a restart takes its own calls up at once.
+        concurrency: calls in hand at one time, per agent.
+        drain_s: how long calls in hand may take to end after `stop`; seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        journal: Journal,
+        lane: ToolLane,
+        toolbox: Toolbox,
+        agents: Mapping[str, AgentSpec],
+        open_model: Callable[[AgentSpec], Model],
+        grant_key: bytes,
+        instance: str,
+        concurrency: int = 16,
+        drain_s: float = 25.0,
+    ) -> None:
+        self._bus = bus
+        self._journal = journal
+        self._hands = Hands(journal, lane, toolbox, grant_key)
+        self._agents = dict(agents)
+        self._open_model = open_model
+        self._holder = f"{instance}/{'+'.join(sorted(agents))}"
+        self._concurrency = concurrency
+        self._drain_s = drain_s
+        self._models: dict[str, Model] = {}
+        self._in_hand: set[CallId] = set()
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        """Serve until `stop`, then end what is in hand. `ready` is called once, when every agent's topic is assigned.
+
+        Raises:
+            AskOperator: a model or a tool of an agent cannot be had.
+        """
+        for spec in self._agents.values():
+            self._equip(spec)
+        await self._journal.calls.release(self._holder)
+        serving = self._start_serving(stop, ready)
+        others = [asyncio.create_task(self._renew()), asyncio.create_task(stop.wait())]
+        try:
+            await asyncio.wait([*serving, *others], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(serving, timeout=self._drain_s if stop.is_set() else 0)
+        finally:
+            await _end([*serving, *others])
+            await self._journal.calls.release(self._holder)
+        _raise_first([*serving, others[0]])
+
+    def _equip(self, spec: AgentSpec) -> None:
+        """Open the agent's model, and make sure that its tools exist."""
+        for tool in spec.tools:
+            if tool.name not in self._hands.toolbox:
+                raise BadSpec(f"the agent {spec.name} names a tool {tool.name!r}, which does not exist")
+        self._models[spec.name] = self._open_model(spec)
+
+    def _start_serving(self, stop: asyncio.Event, ready: Callable[[], None]) -> list[asyncio.Task[None]]:
+        waiting = set(self._agents)
+
+        def assigned(agent: str) -> None:
+            if waiting == {agent}:
+                ready()
+            waiting.discard(agent)
+
+        return [
+            asyncio.create_task(
+                service.serve(
+                    self._bus, self._consumption(agent, partial(assigned, agent)), {CallRequested: self._handle}, stop
+                )
+            )
+            for agent in self._agents
+        ]
+
+    def _consumption(self, agent: str, ready: Callable[[], None]) -> Consumption:
+        return Consumption([tasks_topic(agent)], f"metier.agents.{agent}", concurrency=self._concurrency, ready=ready)
+
+    async def _renew(self) -> None:
+        """Keep the claims of the calls in hand alive."""
+        while True:
+            await asyncio.sleep(self._journal.lease_s / 3)
+            try:
+                await self._journal.calls.renew(self._holder)
+            except RetryLater as error:
+                log.warning("claims not renewed", action="renew again", reason=error.code, error=str(error))
+
+    async def _handle(self, envelope: Envelope[Event], delivery: Delivery) -> None:
+        asked = envelope.data
+        if not isinstance(asked, CallRequested) or asked.agent not in self._agents:
+            raise UnknownEvent(f"the call on {delivery.topic} is for an agent that does not live there")
+        if asked.call_id in self._in_hand:
+            raise Held(f"this worker is already at call {asked.call_id}")
+        self._in_hand.add(asked.call_id)
+        try:
+            call = await self._claim(asked.call_id)
+            with service.processing(envelope, delivery):
+                answered = call if call.answered_at is not None else await self._answer(call)
+                await service.send(self._bus, RUNS, _reply(answered))
+        finally:
+            self._in_hand.discard(asked.call_id)
+
+    async def _claim(self, call_id: CallId) -> Call:
+        """The call, claimed, or already answered. Raises `Held` or `UnknownCall`."""
+        claimed = await self._journal.calls.claim(call_id, self._holder)
+        if claimed is not None:
+            return claimed
+        stored = await self._journal.calls.get(call_id)
+        if stored is None:
+            raise UnknownCall(f"call {call_id} is not in the journal")
+        if stored.answered_at is None:
+            raise Held(f"call {call_id} is held by {stored.holder}")
+        return stored
+
+    async def _answer(self, call: Call) -> Call:
+        """Work on the call and record what came of it; the recorded winner."""
+        spec = self._agents[call.agent]
+        loop = self._loop(call, spec)
+        with telemetry.span(telemetry.invoke_agent(spec.name), attributes=_attributes(call, spec)) as span:
+            failure: Failure | None = None
+            try:
+                answer = await loop.run()
+                span.set({telemetry.COST_USD: answer.cost_usd})
+                return await self._journal.calls.answer(call.call_id, answer=answer, cost_usd=answer.cost_usd)
+            except RetryLater:
+                raise
+            except MetierError as error:
+                failure = Failure(code=error.code, message=str(error))
+            except Exception as error:  # whatever broke, the call ends typed and the worker lives on
+                failure = Failure(code="agent_broken", message=f"the agent {spec.name} broke: {_short(error)}")
+                log.exception("agent broke", action="fail the call", call_id=call.call_id, agent=spec.name)
+            span.fail(failure.code)
+            log.warning("call failed", action="record the failure", call_id=call.call_id, **failure.model_dump())
+            return await self._journal.calls.answer(call.call_id, failure=failure, cost_usd=spent(loop.history)[0])
+
+    def _loop(self, call: Call, spec: AgentSpec) -> Loop:
+        deadline = min(call.deadline, (call.claimed_at or time.time()) + spec.limits.timeout_s)
+        return Loop(call, spec, self._models[spec.name], self._journal, self._hands, deadline)
+
+
+def _reply(call: Call) -> Envelope[CallAnswered]:
+    return Envelope(
+        CallAnswered(run_id=call.run_id, call_id=call.call_id, answer=call.answer, failure=call.failure),
+        id=f"{call.call_id}/answered",
+        source=f"/metier/agents/{call.agent}",
+        key=call.run_id,
+    )
+
+
+def _attributes(call: Call, spec: AgentSpec) -> dict[str, telemetry.Value | None]:
+    return {
+        telemetry.OPERATION: "invoke_agent",
+        telemetry.AGENT_NAME: spec.name,
+        telemetry.AGENT_DIGEST: spec.digest,
+        telemetry.POLICY: spec.policy.kind,
+        telemetry.CONVERSATION_ID: call.run_id,
+        telemetry.RUN_ID: call.run_id,
+        telemetry.CALL_ID: call.call_id,
+        telemetry.ATTEMPT: call.attempt,
+    }
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)
+
+
+def _raise_first(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Raise what ended a task, unless it was our own cancel."""
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
