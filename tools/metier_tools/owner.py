@@ -1,0 +1,33 @@
+"""Whose container is this? A name for this process that no later process can have, and whether its bearer still lives.
+
+`docker_sandbox` labels every container with it and removes those whose owner is dead.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+LABEL = "io.metier.sandbox.owner"
+
+
+def me() -> str:
+    """This process: host, pid, and when it started, in clock ticks since the machine's boot."""
+    return f"{os.uname().nodename}|{os.getpid()}|{_started(os.getpid())}"
+
+
+def is_orphan(owner: str) -> bool:
+    """Whether this owner was a process of this host that has ended. Of other hosts nothing is known: no."""
+    host, _, rest = owner.partition("|")
+    pid, _, started = rest.partition("|")
+    return host == os.uname().nodename and pid.isdigit() and _started(int(pid)) != started
+
+
+def _started(pid: int) -> str:
+    """When the process started; empty for one that is not there, or dead and only not yet reaped."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    state, *fields = stat.rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]

@@ -1,0 +1,313 @@
+"""Which container serves which lease: a warm pool, a limit, and the end of what is idle.
+
+`docker_sandbox` gives it the means to boot and to bury; it knows no engine. A container belongs to one lease for its whole life. The
+housekeeping thread boots ahead, ends what is idle, and buries what is dead.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+import structlog
+
+from metier_infra.errors import LaneGone, MetierError
+from metier_infra.retry import Backoff
+
+log = structlog.get_logger()
+
+Move = Literal["warm", "boot", "evict", "wait"]
+
+
+class Poolable(Protocol):
+    """What the pool must know of a container."""
+
+    def alive(self) -> bool:
+        """Whether it can serve a call now."""
+        ...
+
+
+B = TypeVar("B", bound=Poolable)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many containers: kept warm, and at one time in all. `idle_s`: a lease unused for so long is ended, in seconds."""
+
+    warm: int
+    limit: int
+    idle_s: float
+
+
+@dataclass(frozen=True)
+class Taken(Generic[B]):
+    """A container for one call; times in milliseconds."""
+
+    box: B
+    cold: bool
+    wait_ms: float
+    boot_ms: float
+
+
+class Lease(Generic[B]):
+    """One lease: its container if it has one, whether a call is in it, and who waits."""
+
+    def __init__(self) -> None:
+        self.box: B | None = None
+        self.busy = False
+        self.waiting = 0
+        self.used = time.monotonic()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has a container that nobody needs just now."""
+        return self.box is not None and not self.busy and not self.waiting
+
+
+def next_move(*, warm: int, alive: int, limit: int, idle: int, dying: int, seekers: int) -> Move:
+    """How a lease without a container gets one.
+
+    `alive` counts all containers, those that boot or end included; no more are evicted than there are leases that seek one.
+    """
+    if warm:
+        return "warm"
+    if alive < limit:
+        return "boot"
+    return "evict" if idle and dying < seekers else "wait"
+
+
+def to_boot(*, warm: int, booting: int, alive: int, sizes: Sizes) -> int:
+    """How many containers to boot ahead."""
+    return max(0, min(sizes.warm - warm - booting, sizes.limit - alive))
+
+
+class Pool(Generic[B]):
+    """Leases and their containers. `boot` and `bury` block, on the pool's own threads; `bury` must not raise."""
+
+    def __init__(self, boot: Callable[[], B], bury: Callable[[B], None], sizes: Sizes, *, threads: int = 4) -> None:
+        self._boot, self._bury, self._sizes = boot, bury, sizes
+        lock = threading.RLock()
+        self._changed, self._chores = threading.Condition(lock), threading.Condition(lock)
+        self._leases: dict[str, Lease[B]] = {}
+        self._warm: deque[B] = deque()
+        self._alive = self._booting = self._dying = self._seekers = self._failures = 0
+        self._not_before = 0.0
+        self._closed = False
+        self._hands = ThreadPoolExecutor(threads, thread_name_prefix="sandbox")
+        self._keeper = threading.Thread(target=self._keep, name="sandbox-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin to boot ahead and to bury behind."""
+        self._keeper.start()
+
+    @contextmanager
+    def hold(self, key: str, wait_s: float) -> Generator[Taken[B]]:
+        """A container of this lease for one call. Raises `LaneGone`, or what `boot` raises."""
+        began = time.monotonic()
+        lease = self._enter(key, began + wait_s)
+        try:
+            yield self._take(lease, began, wait_s)
+        finally:
+            self._leave(key, lease)
+
+    def _enter(self, key: str, until: float) -> Lease[B]:
+        """Wait until no other call is in the lease."""
+        with self._changed:
+            lease = self._leases.setdefault(key, Lease())
+            lease.waiting += 1
+            try:
+                self._await(lambda: not lease.busy, until)
+                lease.busy = True
+            finally:
+                lease.waiting -= 1
+                self._forget(key, lease)
+            return lease
+
+    def _await(self, ready: Callable[[], bool], until: float) -> None:
+        if not self._changed.wait_for(lambda: self._closed or ready(), max(0.0, until - time.monotonic())):
+            raise LaneGone("no container became free in time; all are in use")
+        if self._closed:
+            raise LaneGone("the sandbox is closed")
+
+    def _leave(self, key: str, lease: Lease[B]) -> None:
+        with self._changed:
+            lease.busy, lease.used = False, time.monotonic()
+            if lease.box is not None and (self._closed or not lease.box.alive()):
+                self._end(lease)
+            self._forget(key, lease)
+            self._changed.notify_all()
+
+    def _forget(self, key: str, lease: Lease[B]) -> None:
+        if lease.box is None and not lease.busy and not lease.waiting and self._leases.get(key) is lease:
+            del self._leases[key]
+
+    def _take(self, lease: Lease[B], began: float, wait_s: float) -> Taken[B]:
+        with self._changed:
+            if lease.box is not None and not lease.box.alive():
+                self._end(lease)
+            if lease.box is None:
+                lease.box = self._find(began + wait_s)
+            waited = 1000 * (time.monotonic() - began)
+            if lease.box is not None:
+                return Taken(lease.box, cold=False, wait_ms=waited, boot_ms=0.0)
+        box = self._booted()
+        with self._changed:
+            lease.box = box
+            if self._closed:
+                raise LaneGone("the sandbox is closed")
+        return Taken(box, cold=True, wait_ms=waited, boot_ms=1000 * (time.monotonic() - began) - waited)
+
+    def _find(self, until: float) -> B | None:
+        """A warm container, or None when there is leave to boot one; then it is counted already. The lock is held."""
+        self._seekers += 1
+        try:
+            while (move := self._move()) != "boot":
+                if move == "warm":
+                    box = self._warm.popleft()
+                    self._chores.notify_all()
+                    if box.alive():
+                        return box
+                    self._buried(box)
+                elif move == "evict":
+                    self._end(min(self._idle(), key=lambda lease: lease.used))
+                else:
+                    self._await(lambda: self._move() != "wait", until)
+            self._alive += 1
+            return None
+        finally:
+            self._seekers -= 1
+
+    def _move(self) -> Move:
+        return next_move(
+            warm=len(self._warm),
+            alive=self._alive,
+            limit=self._sizes.limit,
+            idle=len(self._idle()),
+            dying=self._dying,
+            seekers=self._seekers,
+        )
+
+    def _idle(self) -> list[Lease[B]]:
+        return [lease for lease in self._leases.values() if lease.idle]
+
+    def _booted(self) -> B:
+        """A new container, already counted."""
+        try:
+            return self._hands.submit(self._boot).result()
+        except BaseException as error:
+            with self._changed:
+                self._alive -= 1
+                self._changed.notify_all()
+            if isinstance(error, RuntimeError) and self._closed:
+                raise LaneGone("the sandbox is closed") from error
+            raise
+
+    def _end(self, lease: Lease[B]) -> None:
+        """Take a lease's container from it and bury it. The lock is held."""
+        box, lease.box = lease.box, None
+        if box is not None:
+            self._buried(box)
+
+    def _buried(self, box: B) -> None:
+        self._dying += 1
+        self._hands.submit(self._burial, box)
+
+    def _burial(self, box: B) -> None:
+        try:
+            self._bury(box)
+        finally:
+            with self._changed:
+                self._alive -= 1
+                self._dying -= 1
+                self._changed.notify_all()
+                self._chores.notify_all()
+
+    def release(self, key: str) -> None:
+        """End a lease once no call is in it."""
+        with self._changed:
+            lease = self._leases.get(key)
+            if lease is None:
+                return
+            self._changed.wait_for(lambda: self._closed or not lease.busy)
+            self._end(lease)
+            self._forget(key, lease)
+
+    def _keep(self) -> None:
+        """The housekeeping thread: sleeps until something changes or the next lease has been idle for too long."""
+        with self._changed:
+            while not self._closed:
+                self._end_idle()
+                self._boot_ahead()
+                self._chores.wait(min(0.5, self._sizes.idle_s / 4))
+
+    def _end_idle(self) -> None:
+        oldest = time.monotonic() - self._sizes.idle_s
+        for key, lease in list(self._leases.items()):
+            if lease.idle and lease.used < oldest:
+                self._end(lease)
+                self._forget(key, lease)
+
+    def _boot_ahead(self) -> None:
+        """Boot what the pool lacks; after a failure not before a pause that grows. Dead warm containers make room first."""
+        for box in [box for box in self._warm if not box.alive()]:
+            self._warm.remove(box)
+            self._buried(box)
+        if time.monotonic() < self._not_before:
+            return
+        count = to_boot(warm=len(self._warm), booting=self._booting, alive=self._alive, sizes=self._sizes)
+        for _ in range(count):
+            self._alive += 1
+            self._booting += 1
+            self._hands.submit(self._warm_up)
+
+    def _warm_up(self) -> None:
+        box: B | None = None
+        try:
+            box = self._boot()
+            self._failures = 0
+        except MetierError as error:
+            self._failed(error)
+        finally:
+            with self._changed:
+                self._booting -= 1
+                self._settle(box)
+                self._changed.notify_all()
+
+    def _settle(self, box: B | None) -> None:
+        if box is None:
+            self._alive -= 1
+        elif self._closed:
+            self._buried(box)
+        else:
+            self._warm.append(box)
+
+    def _failed(self, error: MetierError) -> None:
+        self._failures += 1
+        pause = Backoff(first_s=0.5, ceiling_s=5.0).delay(self._failures) or 0.0
+        self._not_before = time.monotonic() + pause
+        log.warning("no container", action="boot_again", reason=error.code, error=str(error), after_s=pause)
+
+    def close(self) -> None:
+        """End every container, also those in use: their calls end as `died`."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            held = [lease.box for lease in self._leases.values() if lease.box is not None]
+            for lease in self._leases.values():
+                lease.box = None
+            for box in (*self._warm, *held):
+                self._buried(box)
+            self._warm.clear()
+            self._changed.notify_all()
+            self._chores.notify_all()
+            self._changed.wait_for(lambda: self._alive == 0, 10.0)
+        self._hands.shutdown(wait=True)
+        if self._keeper.is_alive():
+            self._keeper.join(5.0)
