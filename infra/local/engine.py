@@ -113,7 +113,7 @@ def sweep(run_folder: Path, data: Path) -> None:
         program = command_line.partition(" ")[0].rpartition("/")[2]
         return program.startswith("containerd") and f"{run_folder}/" in command_line
 
-    for pid in process.families(is_ours):
+    for pid in process.families(process.matching(is_ours)):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     for mount in (*_mounts_under(run_folder), *_mounts_under(data)):

@@ -11,7 +11,7 @@ import pwd
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,9 +149,10 @@ def stop(pidfile: Path, *, first: signal.Signals, grace: float) -> bool:
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, first)
-        wait_until(lambda: running(pidfile) is None, grace)
-        _kill_session(pid)
-        wait_until(lambda: running(pidfile) is None, 5)
+        if not wait_until(lambda: running(pidfile) is None, grace):
+            _kill_family(pid)
+            wait_until(lambda: running(pidfile) is None, 5)
+        _kill_group(pid)
     pidfile.unlink(missing_ok=True)
     return pid is not None
 
@@ -160,13 +161,21 @@ def kill(pidfile: Path) -> bool:
     """End what a pid file names the hard way, as a crash would, and leave the pid file as a crash would."""
     pid = running(pidfile)
     if pid is not None:
-        _kill_session(pid)
+        _kill_family(pid)
         wait_until(lambda: running(pidfile) is None, 5)
     return pid is not None
 
 
-def _kill_session(pid: int) -> None:
-    """SIGKILL a process of ours and the children it left in its process group (it leads one: see `start`)."""
+def _kill_family(pid: int) -> None:
+    """SIGKILL a running process of ours with all its descendants, and its process group."""
+    for one in families([pid]):
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    _kill_group(pid)
+
+
+def _kill_group(pid: int) -> None:
+    """SIGKILL what is left of the process group that a process of ours leads or led (see `start`)."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
@@ -188,10 +197,19 @@ def settle(pidfile: Path) -> None:
         wait_until(lambda: not ((seen := look(pid)) and seen.ended), 10)
 
 
-def families(is_head: Callable[[str], bool]) -> list[int]:
-    """Return every process whose command line a predicate accepts, and all their descendants."""
-    seen = {int(entry.name): look(int(entry.name)) for entry in _PROC.glob("[0-9]*")}
-    found = {pid for pid in seen if is_head(command_line(pid))}
-    while more := {pid for pid, one in seen.items() if one and one.parent in found} - found:
+def matching(accepts: Callable[[str], bool]) -> list[int]:
+    """Return every process whose command line a predicate accepts."""
+    return [pid for pid in _everybody() if accepts(command_line(pid))]
+
+
+def families(heads: Iterable[int]) -> list[int]:
+    """Return these processes, as far as they are there, and all their descendants."""
+    parents = {pid: seen.parent for pid in _everybody() if (seen := look(pid))}
+    found = {pid for pid in heads if pid in parents}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return sorted(found)
+
+
+def _everybody() -> list[int]:
+    return [int(entry.name) for entry in _PROC.glob("[0-9]*")]
