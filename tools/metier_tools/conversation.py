@@ -11,10 +11,14 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+import structlog
+
 from metier_tools import pid1
 from metier_tools.limits import Profile
 from metier_tools.protocol import Chunk, Demux, End, Forged, Frame, Frames, Pong, ask
 from metier_tools.sandbox import Outcome, Request, Verdict
+
+log = structlog.get_logger()
 
 GRACE_S = 1.5
 """What the end of a call may take beyond its time: killing, wiping, telling. Seconds."""
@@ -97,7 +101,9 @@ class Conversation:
         timeout_s = min(request.timeout_s, self._profile.longest_s)
         output = Output(self._profile.keep_bytes, self._profile.flood_bytes)
         said = self._speak(request, timeout_s, output)
-        self.broken = said.end is None or said.end.dirty
+        self.broken = said.end is None or said.end.dirty > 0
+        if self.broken:
+            log.info("container spoilt", action="drop", reason=said.broken, dirty=said.end.dirty if said.end else None)
         return outcome(said, output, 1000 * (time.monotonic() - began))
 
     def _speak(self, request: Request, timeout_s: float, output: Output) -> Said:

@@ -24,7 +24,9 @@ REQUEST = struct.Struct(">BfI")
 FRAME = struct.Struct(">BI")
 """Kind, length of the data that follows."""
 END = struct.Struct(">iBBBffI")
-"""Exit code (negative: signal), timed out, dirty, out-of-memory kills, wall seconds, processor seconds, resident KiB."""
+"""Exit code (negative: signal), timed out, dirty (below), out-of-memory kills, wall seconds, processor seconds, resident KiB."""
+LEFT, CHANGED, UNREAD = 1, 2, 4
+"""Why a container is dirty: something of the call is left; this process was changed; the program was not read to its end."""
 PING, PYTHON, SHELL = 0, 1, 2
 PONG, OUT, ERR, DONE = 0, 1, 2, 9
 CHUNK = 65536
@@ -137,8 +139,9 @@ def call(kind: int, seconds: float, length: int, limits: list[object]) -> None:
     wall = time.monotonic() - began
     for fd, stream in streams.items():
         drain(fd, stream)
+    was_taken = was_taken or bool(os.read(taken, 1))
     os.close(taken)
-    dirty = not (attempt(reset) and was_taken and own_limits() == limits)
+    dirty = (not attempt(reset)) * LEFT + (own_limits() != limits) * CHANGED + (not was_taken) * UNREAD
     code, processor = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
     send(DONE, END.pack(code, timed_out, dirty, min(255, oom_kills() - ooms), wall, processor, used.ru_maxrss))
     if not was_taken:
@@ -146,7 +149,7 @@ def call(kind: int, seconds: float, length: int, limits: list[object]) -> None:
 
 
 def oversee(pid: int, streams: dict[int, int], taken: int, until: float) -> tuple[bool, bool]:
-    """Forward output until the program ends or its time is up. Returns whether time ran out, and whether it took its source."""
+    """Forward output until the program ends or its time is up. Returns whether time ran out, and whether it was heard to take its source."""
     process = os.pidfd_open(pid)
     poll, was_taken = select.poll(), False
     for fd in (*streams, process, taken):
@@ -185,16 +188,26 @@ def drain(fd: int, stream: int) -> None:
 
 def reset() -> None:
     """Reap and wipe all that can outlive the processes of a call. Raises `OSError` when something is left."""
-    while attempt(lambda: os.waitpid(-1, 0)):
-        pass
+    reap()
     for top in (os.environ["HOME"], "/dev/mqueue"):
         if os.path.isdir(top):
             wipe(top)
     for kind, remove in (("shm", "shmctl"), ("msg", "msgctl"), ("sem", "semctl")):
         for line in slurp(f"/proc/sysvipc/{kind}").splitlines()[1:]:
             getattr(_libc, remove)(int(line.split()[1]), 0, 0)
-    if [entry.name for entry in os.scandir("/proc") if entry.name.isdigit()] != ["1"]:
-        raise OSError("a process is left")
+
+
+def reap() -> None:
+    """Wait for all that was killed. The dying become our children only when their own parents are dead, hence the second look."""
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        while attempt(lambda: os.waitpid(-1, 0)):
+            pass
+        if sum(entry.name.isdigit() for entry in os.scandir("/proc")) == 1:
+            return
+        attempt(lambda: os.kill(-1, signal.SIGKILL))
+        time.sleep(0.001)
+    raise OSError("a process is left")
 
 
 def wipe(top: str) -> None:

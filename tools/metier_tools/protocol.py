@@ -35,11 +35,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class End:
-    """The program has ended and its traces are wiped, unless `dirty`. `code` is negative for a signal."""
+    """The program has ended and its traces are wiped, unless `dirty` says why not. `code` is negative for a signal."""
 
     code: int
     timed_out: bool
-    dirty: bool
+    dirty: int
     oom_kills: int
     wall_s: float
     processor_s: float
@@ -129,9 +129,9 @@ def decode(kind: int, body: bytes) -> Frame:
     if kind in {pid1.OUT, pid1.ERR}:
         return Chunk(kind, body)
     code, timed_out, dirty, oom_kills, wall, processor, resident = pid1.END.unpack(body)
-    if not (-64 <= code <= 255 and timed_out in {0, 1} and dirty in {0, 1} and _seconds(wall) and _seconds(processor)):
+    if not (-64 <= code <= 255 and timed_out in {0, 1} and 0 <= dirty <= 7 and _seconds(wall) and _seconds(processor)):
         raise Forged("an end that cannot be")
-    return End(code, bool(timed_out), bool(dirty), oom_kills, wall, processor, resident)
+    return End(code, bool(timed_out), dirty, oom_kills, wall, processor, resident)
 
 
 def _seconds(value: float) -> bool:
