@@ -6,6 +6,8 @@ Called by people, by `make` and by CI: `python3 infra/local/stack.py up`. Hands 
 
 import argparse
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +98,8 @@ def _everything(state: State) -> list[Service]:
 
 def run(options: argparse.Namespace) -> int:
     """Bring up what is missing, run a command with its environment, stop what was started; exit as the command did."""
+    if not shutil.which(options.command[0]):
+        raise StackError(f"There is no program {options.command[0]} to run.")
     state = State(options.state)
     with state.locked():
         started = _bring_up(state, options)
@@ -195,8 +199,8 @@ def make_image(options: argparse.Namespace) -> int:
 
 def _read_env(state: State) -> dict[str, str]:
     text = state.env_file.read_text() if state.env_file.exists() else ""
-    pairs = (line.removeprefix("export ").partition("=") for line in text.splitlines())
-    return {name: value.strip("'") for name, _, value in pairs}
+    pairs = (shlex.split(line)[1].partition("=") for line in text.splitlines())
+    return {name: value for name, _, value in pairs}
 
 
 def _only(text: str) -> list[str]:
