@@ -32,7 +32,8 @@ FAILED = "The tool did not do its work. You may call an offered tool once more, 
 MUST_CALL = "Call at least one of the offered tools before you answer."
 
 _objects: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
-_ANSWER = re.compile(r"^ANSWER:[ \t]*(.*?)\s*(?:^CONFIDENCE:[ \t]*([0-9.]+)(%?)[^\n]*)?\s*\Z", re.MULTILINE | re.DOTALL)
+_BEGINS = re.compile(r"^[*_]*ANSWER:[*_]*", re.MULTILINE)
+_ENDS = re.compile(r"^[*_]*CONFIDENCE:[*_]*[ \t]*([0-9.]*)(%?)", re.MULTILINE)
 
 
 def write_answer(answer: str, confidence: float) -> str:
@@ -42,16 +43,17 @@ def write_answer(answer: str, confidence: float) -> str:
 
 def read_answer(text: str) -> tuple[str, float | None]:
     """The answer and the confidence (0 to 1) in a reply; the whole text and None when it is not in the form."""
-    starts = [match.start() for match in re.finditer(r"^ANSWER:", text, re.MULTILINE)]
-    found = _ANSWER.match(text, starts[-1]) if starts else None
-    if found is None:
+    starts = list(_BEGINS.finditer(text))
+    if not starts:
         return text.strip(), None
-    return found[1].strip(), _share(found[2], found[3])
+    rest = text[starts[-1].end() :]
+    end = _ENDS.search(rest)
+    return (rest[: end.start()].strip(), _share(end[1], end[2])) if end else (rest.strip(), None)
 
 
-def _share(number: str | None, percent: str | None) -> float | None:
+def _share(number: str, percent: str) -> float | None:
     try:
-        value = float(number or "")
+        value = float(number)
     except ValueError:
         return None
     value = value / 100 if percent else value

@@ -1,0 +1,330 @@
+"""The loop over a scripted model, a scripted lane and a real SQLite journal: what is asked, what is called, and what a crash costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from metier_agents.hands import Hands
+from metier_agents.loop import Loop
+from metier_agents.model import ScriptedModel
+from metier_agents.spec import AgentSpec
+from metier_agents.testing import Reply, ScriptedLane
+from metier_agents.turns import Assessed, ModelTurn, Realised, ToolTurn, ToolUse, load, of_kind
+from metier_infra.database import Params, Row, Statement, migrate
+from metier_infra.errors import DeadlineMissed, EngineGone, LaneGone, LimitReached, ModelBusy, ModelFailed
+from metier_infra.journal import Call, Journal
+from metier_infra.messages import Answer, CallId, RunId, Task
+from metier_infra.sqlite_journal import SqliteDatabase
+from metier_tools.builtin import BUILTIN
+from metier_tools.grant import verify
+from metier_tools.tool import ToolCall, ToolResult
+
+KEY = b"k" * 32
+CALL = CallId("c" * 32)
+OK = ToolResult(status="ok", stdout="42\n", wall_ms=3.0)
+BAD = ToolResult(status="error", exit_code=1, stderr="boom", wall_ms=3.0)
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+@dataclass
+class Dying:
+    """A database whose process dies at its n-th write: before it, or after it was committed."""
+
+    inner: SqliteDatabase
+    at: int | None = None
+    committed: bool = False
+    writes: int = 0
+
+    async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
+        return await self.inner.read(sql, params)
+
+    async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
+        self.writes += 1
+        dies = self.writes == self.at
+        if dies and not self.committed:
+            raise Crash
+        rows = await self.inner.write(*statements)
+        if dies:
+            raise Crash
+        return rows
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+@dataclass
+class Bench:
+    """What the loops of one test share."""
+
+    db: Dying
+    journal: Journal
+    lane: ScriptedLane = field(default_factory=lambda: ScriptedLane(lambda _: OK))
+
+    async def attempt(self, spec: AgentSpec, model: ScriptedModel, deadline: float | None = None) -> Answer:
+        """One more try at the call, as the worker makes it."""
+        until = deadline or time.time() + 30
+        task = Task(text="6*7?", category="code")
+        await self.journal.calls.request(
+            Call(call_id=CALL, run_id=RunId("r"), agent=spec.name, task=task, deadline=until)
+        )
+        call = await self.journal.calls.claim(CALL, "me")
+        assert call is not None
+        return await Loop(call, spec, model, self.journal, self.hands, until).run()
+
+    @property
+    def hands(self) -> Hands:
+        return Hands(self.journal, self.lane, BUILTIN, KEY)
+
+    def replies(self, *replies: Reply) -> None:
+        """The lane's replies, one after another; the last one is repeated."""
+        left = list(replies)
+        self.lane = ScriptedLane(lambda _: left.pop(0) if len(left) > 1 else left[0])
+
+    async def messages(self) -> list[Any]:
+        return [message for step in await self.journal.steps.of_call(CALL) for message in load(step.body)]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    db = Dying(SqliteDatabase(":memory:"))
+    await migrate(db)
+    db.writes = 0
+    yield Bench(db, Journal(db))
+    await db.close()
+
+
+def agent(kind: str, **limits: float) -> AgentSpec:
+    return AgentSpec.model_validate(
+        {"name": "a", "model": "scripted:x", "policy": {"kind": kind}, "tools": [{"name": "python"}], "limits": limits}
+    )
+
+
+def says(answer: str, confidence: float = 0.9, **more: Any) -> ModelTurn:
+    return ModelTurn.model_validate({"text": f"ANSWER: {answer}\nCONFIDENCE: {confidence}", "cost_usd": 0.01, **more})
+
+
+def uses(*codes: str, tool: str = "python", **more: Any) -> ModelTurn:
+    wished = tuple(ToolUse(id=f"u{n}", tool=tool, arguments={"code": code}) for n, code in enumerate(codes))
+    return ModelTurn.model_validate({"uses": wished, "cost_usd": 0.01, **more})
+
+
+ASSESSES = ModelTurn(text='{"python": {"gain": 0.5, "noise": 0.05}}', cost_usd=0.01)
+SCRIPTS = {
+    "autonomous": (says("41", 0.3), uses("print(6*7)"), says("42", 0.95)),
+    "collaborative": (uses("print(6*7)", "print(7*6)"), says("42", 0.95)),
+    "meta_reasoned": (ASSESSES, uses("print(6*7)"), says("42", 0.95)),
+}
+BOUND = {
+    "autonomous": [("none", ()), ("auto", ("python",)), ("none", ())],
+    "collaborative": [("required", ("python",)), ("auto", ("python",))],
+    "meta_reasoned": [("none", ()), ("auto", ("python",)), ("none", ())],
+}
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+async def test_each_policy_binds_what_it_offers_and_nothing_else(bench: Bench, kind: str) -> None:
+    model = ScriptedModel(SCRIPTS[kind])
+    answer = await bench.attempt(agent(kind), model)
+    assert [(asked.tool_choice, asked.tools) for asked in model.asked] == BOUND[kind]
+    assert (answer.text, answer.confidence, answer.stopped) == ("42", 0.95, "answered")
+    assert (answer.model_turns, answer.tool_calls) == (len(SCRIPTS[kind]), len(bench.lane.calls))
+    assert answer.cost_usd == pytest.approx(0.01 * len(SCRIPTS[kind]))
+    assert answer.cost_known
+
+
+async def test_a_sure_answer_takes_one_turn_and_no_tool(bench: Bench) -> None:
+    answer = await bench.attempt(agent("autonomous"), ScriptedModel([says("42", 0.9)]))
+    assert (answer.text, answer.model_turns, answer.tool_calls) == ("42", 1, 0)
+
+
+async def test_an_unknown_price_is_not_nought(bench: Bench) -> None:
+    answer = await bench.attempt(agent("autonomous"), ScriptedModel([says("42", cost_usd=None)]))
+    assert (answer.cost_usd, answer.cost_known) == (0.0, False)
+
+
+async def test_a_tool_call_is_written_down_signed_and_carries_its_span(bench: Bench) -> None:
+    def reply(call: ToolCall) -> ToolResult:
+        verify(KEY, call)
+        return OK
+
+    bench.lane = ScriptedLane(reply)
+    await bench.attempt(agent("collaborative"), ScriptedModel(SCRIPTS["collaborative"]))
+    rows = await bench.journal.tools.of_run(RunId("r"))
+    assert {row.tool_call_id for row in rows} == {call.tool_call_id for call in bench.lane.calls}
+    assert [(row.ok, row.category, row.agent) for row in rows] == [(True, "code", "a")] * 2
+    assert all(call.traceparent for call in bench.lane.calls)
+    assert len({call.traceparent for call in bench.lane.calls}) == 2
+
+
+async def test_predicted_and_realised_value_are_recorded(bench: Bench) -> None:
+    bench.replies(BAD, OK)
+    script = (ASSESSES, uses("1"), uses("2"), says("42"))
+    await bench.attempt(agent("meta_reasoned"), ScriptedModel(script))
+    found = await bench.messages()
+    assert len(of_kind(found, Assessed)) == 1
+    first, second = of_kind(found, Realised)
+    assert first.predicted == second.predicted > 0 > first.realised
+    assert second.realised > second.predicted
+
+
+# ---- crashes
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["before the write", "after the write"])
+@pytest.mark.parametrize("kind", SCRIPTS)
+async def test_after_a_crash_at_any_write_nothing_recorded_is_asked_again(kind: str, committed: bool) -> None:
+    at = 0
+    while True:
+        at += 1
+        db = Dying(SqliteDatabase(":memory:"))
+        await migrate(db)
+        bench = Bench(db, Journal(db))
+        db.writes, db.at, db.committed = -2, at, committed  # the call is requested and claimed before the loop begins
+        model = ScriptedModel(SCRIPTS[kind])
+        try:
+            await bench.attempt(agent(kind), model)
+        except Crash:
+            await resumed(bench, kind, model)
+            await db.close()
+        else:
+            await db.close()
+            break
+    assert at > len(SCRIPTS[kind]) + 2  # a write for each turn, and two for each tool call
+
+
+async def resumed(bench: Bench, kind: str, before: ScriptedModel) -> None:
+    recorded = of_kind(await bench.messages(), ModelTurn)
+    finished = {row.tool_call_id for row in await bench.journal.tools.of_run(RunId("r")) if row.finished_at}
+    sent_before = [call.tool_call_id for call in bench.lane.calls]
+    again = ScriptedModel(SCRIPTS[kind])
+    answer = await bench.attempt(agent(kind), again)
+    assert (answer.text, answer.model_turns) == ("42", len(SCRIPTS[kind]))
+    assert len(again.asked) == len(SCRIPTS[kind]) - len(recorded)
+    assert len(before.asked) <= len(recorded) + 1
+    sent_again = [call.tool_call_id for call in bench.lane.calls[len(sent_before) :]]
+    assert finished.isdisjoint(sent_again)
+    assert len(set(sent_before + sent_again)) == answer.tool_calls
+    after = of_kind(await bench.messages(), ModelTurn)
+    assert [turn.asked_again for turn in after] == [n == len(recorded) for n in range(len(after))]
+
+
+async def test_the_list_after_a_crash_is_the_list_without_one(bench: Bench) -> None:
+    bench.db.writes, bench.db.at = -2, 4
+    with pytest.raises(Crash):
+        await bench.attempt(agent("autonomous"), ScriptedModel(SCRIPTS["autonomous"]))
+    await bench.attempt(agent("autonomous"), ScriptedModel(SCRIPTS["autonomous"]))
+    tags = [message.tag for message in await bench.messages()]
+    assert tags == ["system", "user", "model", "note", "model", "tool", "note", "model"]
+
+
+# ---- guards
+
+
+async def test_a_tool_that_was_not_offered_is_refused_as_an_observation_and_stops_when_repeated(bench: Bench) -> None:
+    turn = uses("1", tool="shell")
+    answer = await bench.attempt(agent("autonomous"), ScriptedModel([says("41", 0.1), turn, turn, says("42")]))
+    assert (answer.text, answer.stopped, answer.tool_calls) == ("41", "unoffered_tool", 0)
+    refused = of_kind(await bench.messages(), ToolTurn)
+    assert [(one.result.status, one.tool_call_id) for one in refused] == [("refused", None)] * 2
+    assert "was not offered" in refused[0].result.stderr
+    assert bench.lane.calls == []
+
+
+async def test_a_tool_call_without_an_offer_in_the_first_turn_calls_nothing(bench: Bench) -> None:
+    answer = await bench.attempt(agent("autonomous"), ScriptedModel([uses("1"), says("42")]))
+    assert (answer.text, answer.tool_calls, bench.lane.calls) == ("42", 0, [])
+
+
+async def test_arguments_that_do_not_fit_are_refused_before_anything_is_sent(bench: Bench) -> None:
+    wrong = ModelTurn(uses=(ToolUse(id="u", tool="python", arguments={"cod": "1"}),))
+    torn = ModelTurn(uses=(ToolUse(id="u", tool="python", problem="not JSON"),))
+    answer = await bench.attempt(agent("collaborative"), ScriptedModel([wrong, torn, says("42")]))
+    assert (answer.text, bench.lane.calls) == ("42", [])
+    reasons = [one.result.stderr for one in of_kind(await bench.messages(), ToolTurn)]
+    assert "do not fit" in reasons[0]
+    assert "not JSON" in reasons[1]
+
+
+async def test_the_same_call_again_and_again_is_stopped(bench: Bench) -> None:
+    script = (says("41", 0.1), *[turn for _ in range(9) for turn in (uses("1"), says("41", 0.1))])
+    answer = await bench.attempt(agent("autonomous", turns=50, tool_calls=50), ScriptedModel(script))
+    assert (answer.stopped, answer.tool_calls) == ("repeated_call", 3)
+
+
+async def test_a_failing_tool_is_withdrawn_after_its_tries(bench: Bench) -> None:
+    bench.replies(BAD)
+    model = ScriptedModel([says("41", 0.1), uses("1"), says("41", 0.1), uses("2"), says("41", 0.1)])
+    answer = await bench.attempt(agent("autonomous"), model)
+    assert (answer.stopped, answer.tool_calls, answer.model_turns) == ("answered", 2, 5)
+
+
+async def test_parallel_calls_beyond_the_limit_are_refused(bench: Bench) -> None:
+    model = ScriptedModel([uses("1", "2", "3"), says("42")])
+    answer = await bench.attempt(agent("collaborative", tool_calls=2), model)
+    assert (answer.tool_calls, len(bench.lane.calls)) == (2, 2)
+    statuses = [turn.result.status for turn in of_kind(await bench.messages(), ToolTurn)]
+    assert statuses == ["ok", "ok", "refused"]
+    assert model.asked[-1].tools == ()
+
+
+async def test_the_turn_limit_keeps_the_last_answer(bench: Bench) -> None:
+    answer = await bench.attempt(agent("autonomous", turns=2), ScriptedModel([says("41", 0.1), uses("1")]))
+    assert (answer.text, answer.stopped, answer.model_turns) == ("41", "turn_limit", 2)
+
+
+async def test_a_limit_before_any_answer_is_a_failure(bench: Bench) -> None:
+    with pytest.raises(LimitReached, match="turn_limit"):
+        await bench.attempt(agent("collaborative", turns=1), ScriptedModel([uses("1")]))
+
+
+async def test_the_cost_limit_stops(bench: Bench) -> None:
+    model = ScriptedModel([says("41", 0.1), uses("1"), says("42")])
+    answer = await bench.attempt(agent("autonomous", cost_usd=0.015), model)
+    assert (answer.text, answer.stopped, answer.cost_usd) == ("41", "cost_limit", 0.02)
+
+
+# ---- trouble
+
+
+async def test_a_busy_model_is_asked_again(bench: Bench) -> None:
+    model = ScriptedModel([says("42")], errors=[ModelBusy("busy", after_s=0.0), ModelBusy("busy", after_s=0.0)])
+    assert (await bench.attempt(agent("autonomous"), model)).text == "42"
+    assert len(model.asked) == 3
+
+
+async def test_a_model_that_stays_busy_ends_with_the_deadline_and_says_why(bench: Bench) -> None:
+    model = ScriptedModel([], errors=[ModelBusy("429 from the provider")] * 50)
+    with pytest.raises(DeadlineMissed, match=r"a request to scripted.*429 from the provider"):
+        await bench.attempt(agent("autonomous"), model, time.time() + 0.4)
+
+
+async def test_a_model_that_gives_nothing_fails_the_call(bench: Bench) -> None:
+    with pytest.raises(ModelFailed):
+        await bench.attempt(agent("autonomous"), ScriptedModel([]))
+
+
+@pytest.mark.parametrize(
+    "error", [LaneGone("gone", after_s=0.0), EngineGone("gone", after_s=0.0), DeadlineMissed("late")]
+)
+async def test_a_call_that_no_runner_took_is_sent_again_under_the_same_id(
+    bench: Bench, error: LaneGone | EngineGone | DeadlineMissed
+) -> None:
+    bench.replies(error, OK)
+    answer = await bench.attempt(agent("collaborative"), ScriptedModel([uses("1"), says("42")]), time.time() + 100)
+    assert (answer.text, answer.tool_calls) == ("42", 1)
+    assert len({call.tool_call_id for call in bench.lane.calls}) == 1
+    assert len(bench.lane.calls) == 2
+
+
+async def test_a_lane_that_stays_away_ends_with_the_deadline(bench: Bench) -> None:
+    bench.replies(LaneGone("no runner"))
+    with pytest.raises(DeadlineMissed, match=r"the call of python.*no runner"):
+        await bench.attempt(agent("collaborative"), ScriptedModel([uses("1")]), time.time() + 0.4)
