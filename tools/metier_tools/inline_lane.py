@@ -1,0 +1,35 @@
+"""The tool lane of the embedded mode: the runner in this process.
+
+`compose` opens it for `metier dev`, `metier demo` and tests. The runner blocks, so it runs on a few threads of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from metier_infra.errors import LaneGone
+from metier_tools.runner import Runner
+from metier_tools.sandbox import Sandbox
+from metier_tools.tool import ToolCall, ToolResult
+
+
+class InlineLane:
+    """See `metier_tools.lane.ToolLane`. `threads` calls run at one time; the sandbox is closed with the lane."""
+
+    def __init__(self, runner: Runner, sandbox: Sandbox, *, threads: int = 8) -> None:
+        self._runner, self._sandbox = runner, sandbox
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tools")
+        self._closed = False
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        """See `ToolLane.call`."""
+        if self._closed:
+            raise LaneGone("the tool lane is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._runner.run, call)
+
+    async def close(self) -> None:
+        """See `ToolLane.close`."""
+        self._closed = True
+        await asyncio.to_thread(self._sandbox.close)
+        await asyncio.to_thread(self._threads.shutdown)

@@ -1,0 +1,144 @@
+"""The tool runner's process: `metier tools`. It alone holds the container engine, the grant key, and the calls that are known.
+
+The CLI awaits `serve_tools`. Beside it runs one Celery worker process, whose forked children only carry calls to the runner here, by
+`relay`. So a run has one container whatever child takes its calls, and no child ever holds a container, a key or a tracer. When this
+process dies, however it dies, the worker is killed by the kernel and the containers end with their standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import suppress
+
+import structlog
+
+from metier_infra.errors import BadSettings
+from metier_infra.retry import Backoff
+from metier_infra.service import Ready
+from metier_infra.settings import LaneSettings, RoleSettings, SandboxSettings
+from metier_tools.builtin import BUILTIN
+from metier_tools.celery_lane import Config, WorkerConfig, check_broker
+from metier_tools.docker_sandbox import DockerSandbox
+from metier_tools.relay import RelayServer
+from metier_tools.runner import Runner
+from metier_tools.sandbox import Sandbox
+from metier_tools.toolbox import Toolbox
+
+log = structlog.get_logger()
+
+_WORK = "from metier_tools.celery_lane import work; work()"
+
+
+async def serve_tools(
+    lane: LaneSettings,
+    sandbox: SandboxSettings,
+    role: RoleSettings,
+    stop: asyncio.Event,
+    *,
+    toolbox: Toolbox = BUILTIN,
+    namespace: str = "metier",
+) -> None:
+    """Run tool calls until `stop`, then end those in hand. Raises `BadSettings` or `MissingService` before it is ready.
+
+    To be awaited in the process's main thread: the worker lives as long as the thread that started it.
+    """
+    redis_url, key = _needed(lane)
+    await asyncio.to_thread(check_broker, redis_url)
+    box = await asyncio.to_thread(DockerSandbox, sandbox)
+    try:
+        await asyncio.to_thread(box.check)
+        config = Config(redis_url=redis_url, namespace=namespace)
+        await serve_with(box, config, key, role, stop, toolbox=toolbox, children=min(role.concurrency, sandbox.limit))
+    finally:
+        await asyncio.to_thread(box.close)
+
+
+def _needed(lane: LaneSettings) -> tuple[str, bytes]:
+    if lane.redis_url is None:
+        raise BadSettings("METIER_REDIS_URL is not set; a tool runner takes its calls from Redis")
+    if lane.grant_key is None:
+        raise BadSettings("METIER_GRANT_KEY is not set; a tool runner checks each call's grant with it")
+    return lane.redis_url.get_secret_value(), lane.grant_key.get_secret_value().encode()
+
+
+async def serve_with(
+    sandbox: Sandbox,
+    lane: Config,
+    key: bytes,
+    role: RoleSettings,
+    stop: asyncio.Event,
+    *,
+    toolbox: Toolbox = BUILTIN,
+    children: int = 4,
+) -> None:
+    """Serve with a sandbox that is open already; it is left open."""
+    runner = Runner(toolbox, sandbox, key)
+
+    def ready() -> None:
+        if not stop.is_set():
+            Ready(role.ready_file).one()
+
+    relay = RelayServer(runner.run, ready)
+    kinds = tuple(sorted({spec.kind for spec in toolbox.specs(toolbox.names)}))
+    config = WorkerConfig(lane=lane, relay=relay.address, concurrency=children, kinds=kinds, parent=os.getpid())
+    try:
+        await _keep_working(config, role, stop)
+    finally:
+        Ready(role.ready_file).gone()
+        await asyncio.to_thread(relay.close)
+
+
+async def _keep_working(config: WorkerConfig, role: RoleSettings, stop: asyncio.Event) -> None:
+    """Have a worker until `stop`; one that ends by itself is replaced."""
+    failures = 0
+    while not stop.is_set():
+        worker = await _start(config)
+        code = await _until(worker, stop)
+        Ready(role.ready_file).gone()
+        if code is None:
+            await _drain(worker, role.drain_s)
+            return
+        failures += 1
+        pause = Backoff(first_s=0.5, ceiling_s=10.0).delay(failures) or 0.0
+        log.error("the Celery worker ended", action="start_again", exit_code=code, after_s=pause)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause)
+
+
+async def _start(config: WorkerConfig) -> asyncio.subprocess.Process:
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WORK, stdin=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    if worker.stdin is not None:
+        worker.stdin.write(config.model_dump_json().encode())
+        worker.stdin.close()
+    return worker
+
+
+async def _until(worker: asyncio.subprocess.Process, stop: asyncio.Event) -> int | None:
+    """The worker's exit code, or None when `stop` came first."""
+    ended, stopping = asyncio.create_task(worker.wait()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return None if stop.is_set() else worker.returncode
+    finally:
+        ended.cancel()
+        stopping.cancel()
+        if not stop.is_set() and worker.returncode is None:
+            worker.kill()
+
+
+async def _drain(worker: asyncio.subprocess.Process, drain_s: float) -> None:
+    """Celery's warm shutdown: no new calls, those in hand are finished; killed when that takes too long."""
+    log.info("draining", action="drain", drain_s=drain_s)
+    with suppress(ProcessLookupError):
+        worker.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(worker.wait(), drain_s)
+        except TimeoutError:
+            log.warning("calls were still running", action="kill", drain_s=drain_s)
+            worker.kill()
+            await worker.wait()
