@@ -27,6 +27,8 @@ are chained into it where a vendor is fenced and never pass beyond.
     ├── AskOperator         a person must act first; commands end with this sentence
     │   ├── BadSettings
     │   ├── BadSpec             an agent, tool or workflow file that does not fit
+    │   ├── UnknownAgent        no agent of this name is declared
+    │   ├── MissingRun          no run of this id is in the journal
     │   ├── MissingPackage      an extra that is not installed
     │   ├── MissingService      no broker, database or engine where the settings say
     │   └── SchemaBehind        the journal's schema is older than the code
@@ -145,6 +147,14 @@ class BadSettings(AskOperator):
 
 class BadSpec(AskOperator):
     """A file that declares an agent, tool or workflow and does not fit its model."""
+
+
+class UnknownAgent(AskOperator):
+    """No agent of this name is declared."""
+
+
+class MissingRun(AskOperator):
+    """No run of this id is in the journal."""
 
 
 class MissingPackage(AskOperator):

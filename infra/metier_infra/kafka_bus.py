@@ -19,7 +19,7 @@ from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartitio
 from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError
 
 from metier_infra.bus import Consumption, Handler, Lanes
-from metier_infra.errors import BusGone
+from metier_infra.errors import BadSettings, BusGone
 from metier_infra.messages import Delivery, Record
 from metier_infra.offsets import Offsets
 from metier_infra.settings import KafkaSettings
@@ -32,6 +32,13 @@ log = structlog.get_logger()
 POLL_MS = 200
 COMMIT_EVERY_S = 0.2
 Taken = tuple[TopicPartition, Offsets, int]
+
+
+def brokers(settings: KafkaSettings) -> list[str]:
+    """The brokers' addresses. Raises `BadSettings` when none is set."""
+    if not settings.bootstrap:
+        raise BadSettings("METIER_KAFKA_BOOTSTRAP is not set: it names the broker, host:port")
+    return settings.bootstrap.split(",")
 
 
 class KafkaBus:
@@ -62,7 +69,7 @@ class KafkaBus:
     def _send(self, records: tuple[Record, ...], loop: asyncio.AbstractEventLoop) -> list[asyncio.Future[None]]:
         if self._producer is None:
             self._producer = KafkaProducer(
-                bootstrap_servers=self._settings.bootstrap.split(","),
+                bootstrap_servers=brokers(self._settings),
                 client_id=self._client,
                 acks="all",
                 enable_idempotence=True,
@@ -191,7 +198,7 @@ class _Puller:
         grouped = self._what.group is not None
         static = {"group_instance_id": f"{self._member}.{self._what.group}"} if grouped and self._member else {}
         consumer: KafkaConsumer = KafkaConsumer(
-            bootstrap_servers=self._settings.bootstrap.split(","),
+            bootstrap_servers=brokers(self._settings),
             client_id=self._client,
             group_id=self._what.group,
             enable_auto_commit=False,

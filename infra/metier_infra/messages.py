@@ -232,14 +232,14 @@ class Delivery:
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
-E = TypeVar("E", bound=Event, covariant=True)
+E_co = TypeVar("E_co", bound=Event, covariant=True)
 
 
 @dataclass(frozen=True)
-class Envelope(Generic[E]):
+class Envelope(Generic[E_co]):
     """An event with its CloudEvents context. `traceparent` is the W3C context of the send, when there is one."""
 
-    data: E
+    data: E_co
     id: str
     source: str
     key: str

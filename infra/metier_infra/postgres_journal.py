@@ -14,7 +14,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from metier_infra.database import Params, Row, Statement
-from metier_infra.errors import BadSettings, FencedOff, JournalGone
+from metier_infra.errors import BadSettings, FencedOff, JournalGone, SchemaBehind
 
 _PARAMETER = re.compile(r":([a-z_][a-z_0-9]*)")
 _CLOCK = "extract(epoch FROM clock_timestamp())::double precision"
@@ -51,6 +51,8 @@ class PostgresDatabase:
         try:
             async with self._pool.connection() as connection:
                 yield connection
+        except errors.UndefinedTable as error:
+            raise SchemaBehind(f"the journal at {self._place} is empty: run `metier migrate`") from error
         except (OperationalError, PoolTimeout, errors.AdminShutdown, errors.InFailedSqlTransaction) as error:
             raise JournalGone(f"Postgres at {self._place} does not answer: {' '.join(str(error).split())}") from error
 

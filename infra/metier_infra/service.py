@@ -25,6 +25,12 @@ log = structlog.get_logger()
 
 EventHandler = Callable[[Envelope[Any], Delivery], Awaitable[None]]
 """Takes the event of the one type that it is registered for."""
+
+
+def _nothing() -> None:
+    return
+
+
 PATIENT = Backoff(first_s=0.05, ceiling_s=5.0)
 
 
@@ -137,18 +143,28 @@ def on_sigterm(stop: asyncio.Event) -> None:
 
 
 class Ready:
-    """The file that says that a role is ready (`METIER_READY_FILE`), for `make up` and for a readiness probe."""
+    """Says that a role is ready, once everything that it waits for is there.
 
-    def __init__(self, path: Path | None, waits_for: int = 1) -> None:
+    Args:
+        path: the file to create (`METIER_READY_FILE`), for `make up` and for a readiness probe; removed when the role drains.
+        waits_for: how many times `one` must be called.
+        then: called when the last one is there.
+    """
+
+    def __init__(self, path: Path | None, waits_for: int = 1, then: Callable[[], None] = _nothing) -> None:
         self._path = path
         self._left = waits_for
+        self._then = then
 
     def one(self) -> None:
-        """One of the things that were waited for is there; the last one makes the file."""
+        """One of the things that were waited for is there."""
         self._left -= 1
-        if self._left == 0 and self._path is not None:
+        if self._left != 0:
+            return
+        if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch()
+        self._then()
 
     def gone(self) -> None:
         """The role drains: it is not ready any more."""

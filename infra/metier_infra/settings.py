@@ -10,7 +10,7 @@ import difflib
 import os
 import socket
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,7 +23,9 @@ class KafkaSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_KAFKA_")
 
-    bootstrap: str = Field("127.0.0.1:9092", description="host:port of one or more brokers, comma-separated")
+    bootstrap: str | None = Field(
+        None, description="host:port of one or more brokers, comma-separated; none: everything in one process"
+    )
     session_timeout_ms: int = Field(
         10_000, ge=1_000, description="a consumer silent for this long loses its partitions; milliseconds"
     )
@@ -85,6 +87,9 @@ class RoleSettings(BaseSettings):
         description="this process's name; a name that survives a restart (a StatefulSet pod) lets it take its own work up at once",
     )
     ready_file: Path | None = Field(None, description="created when the role is ready, removed when it drains")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="what a role writes to standard error"
+    )
     drain_s: float = Field(25.0, gt=0, description="after SIGTERM, running work has this long to end; seconds")
     concurrency: int = Field(16, ge=1, description="records that one role handles at a time")
     workflows: str = Field("metier.examples.specialists", description="modules that declare workflows, comma-separated")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from metier_infra.database import Params, Row, Statement
-from metier_infra.errors import FencedOff, JournalGone, MissingService
+from metier_infra.errors import FencedOff, JournalGone, MissingService, SchemaBehind
 
 T = TypeVar("T")
 _NOW = re.compile(r":now\b")
@@ -23,36 +23,57 @@ _CLOCK = "((julianday('now') - 2440587.5) * 86400.0)"
 
 
 class SqliteDatabase:
-    """See `metier_infra.database.Database`. `path` is a file, or `:memory:` for a journal that ends with the process."""
+    """See `metier_infra.database.Database`. `path` is a file, or `:memory:` for a journal that ends with the process.
 
-    def __init__(self, path: Path | str) -> None:
+    `read_only` reads beside the process that owns the file.
+    """
+
+    def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
         self._path = Path(path)
+        self._read_only = read_only
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._lock: IO[str] | None = None
-        self._connection = self._thread.submit(self._open).result()
+        try:
+            self._connection = self._thread.submit(self._open).result()
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
 
     def _open(self) -> sqlite3.Connection:
-        if str(self._path) != ":memory:":
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._path.with_suffix(".lock").open("w")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self._lock.close()
-                self._thread.shutdown(wait=False)
+        if self._read_only:
+            if not self._path.is_file():
                 raise MissingService(
-                    f"{self._path} is in use by another `metier` process; end it, or set METIER_SQLITE_PATH"
-                ) from error
-        connection = sqlite3.connect(self._path, isolation_level=None)
+                    f"there is no journal at {self._path}: nothing ran here yet (METIER_SQLITE_PATH names another)"
+                )
+            connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None)
+        else:
+            self._own()
+            connection = sqlite3.connect(self._path, isolation_level=None)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
         connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
         return connection
+
+    def _own(self) -> None:
+        """Lock the file for this process. Raises `MissingService` when another has it."""
+        if str(self._path) == ":memory:":
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = self._path.with_suffix(".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise MissingService(
+                f"{self._path} is in use by another `metier` process; end it, or set METIER_SQLITE_PATH"
+            ) from error
 
     async def _call(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                raise SchemaBehind(f"the journal at {self._path} is empty: run `metier migrate`") from error
             raise JournalGone(f"SQLite at {self._path}: {error}") from error
 
     async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:

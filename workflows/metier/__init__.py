@@ -1,16 +1,30 @@
 """What workflow authors import: an ordinary LangGraph graph whose nodes ask agents.
 
-from metier import agent, workflow
+    from metier import agent, workflow
 
-@workflow("greet")
-def greet() -> StateGraph: ...
+    @workflow("greet")
+    def greet() -> StateGraph: ...
+
+Names are loaded when they are first used, so that a role that runs no graphs does not load LangGraph.
 """
 
-from metier_infra.messages import AgentCard, Answer, Candidate, Decision, Task
-from metier_workflows.node import Agent, agent, agents, decide
-from metier_workflows.panel import Synthesis, plain, synthesise
-from metier_workflows.routing import choose, rank
-from metier_workflows.workflow import Workflow, workflow
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from metier_infra.messages import AgentCard, Answer, Candidate, Decision, Task
+    from metier_workflows.node import Agent, agent, agents, decide
+    from metier_workflows.panel import Synthesis, plain, synthesise
+    from metier_workflows.routing import choose, rank
+    from metier_workflows.workflow import Workflow, workflow
+
+_HOMES = {
+    "metier_infra.messages": ("AgentCard", "Answer", "Candidate", "Decision", "Task"),
+    "metier_workflows.node": ("Agent", "agent", "agents", "decide"),
+    "metier_workflows.panel": ("Synthesis", "plain", "synthesise"),
+    "metier_workflows.routing": ("choose", "rank"),
+    "metier_workflows.workflow": ("Workflow", "workflow"),
+}
 
 __all__ = [
     "Agent",
@@ -30,3 +44,11 @@ __all__ = [
     "synthesise",
     "workflow",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from where it lives."""
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module 'metier' has no attribute {name!r}")
+    return getattr(import_module(home), name)

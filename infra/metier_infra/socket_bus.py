@@ -1,0 +1,212 @@
+"""The bus of another process on this machine, over a unix socket: how `metier publish` reaches a `metier dev`.
+
+`serve_bus` lends a bus out; `SocketBus` is the bus as its clients see it. One JSON object a line in both directions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from metier_infra.bus import Bus, Consumption, Handler, Lanes
+from metier_infra.errors import BusGone, MissingService
+from metier_infra.messages import Delivery, Record
+
+LINE_LIMIT = 32 << 20
+"""The longest line that is read, in bytes; a record's value grows by a third in base64."""
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    fields = dict(value)
+    fields["key"] = None if fields["key"] is None else base64.b64encode(fields["key"]).decode()
+    fields["value"] = base64.b64encode(fields["value"]).decode()
+    fields["headers"] = [[name, base64.b64encode(header).decode()] for name, header in fields["headers"]]
+    return fields
+
+
+def _rich(fields: Mapping[str, Any]) -> dict[str, Any]:
+    key = None if fields["key"] is None else base64.b64decode(fields["key"])
+    headers = tuple((name, base64.b64decode(header)) for name, header in fields["headers"])
+    return {**fields, "key": key, "value": base64.b64decode(fields["value"]), "headers": headers}
+
+
+class _Line:
+    """One connection: whole lines in, whole lines out."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def say(self, what: Mapping[str, Any]) -> None:
+        self._writer.write(json.dumps(what).encode() + b"\n")
+        await self._writer.drain()
+
+    async def hear(self) -> dict[str, Any] | None:
+        line = await self._reader.readline()
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    async def hang_up(self) -> None:
+        self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
+
+@asynccontextmanager
+async def serve_bus(bus: Bus, path: Path) -> AsyncGenerator[None]:
+    """Lend `bus` to other processes of this user at a unix socket, for as long as the context is open.
+
+    Raises:
+        MissingService: another process serves there already.
+    """
+    if await _answers(path):
+        raise MissingService(
+            f"another `metier dev` already runs in this folder (it answers at {path}); end it, or use another folder"
+        )
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    calls: set[asyncio.Task[None]] = set()
+
+    async def call(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(_attend(bus, _Line(reader, writer)))
+        calls.add(task)
+        task.add_done_callback(calls.discard)
+
+    server = await asyncio.start_unix_server(call, path, limit=LINE_LIMIT)
+    path.chmod(0o600)
+    try:
+        yield
+    finally:
+        server.close()
+        for task in list(calls):
+            task.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        path.unlink(missing_ok=True)
+
+
+async def _answers(path: Path) -> bool:
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def _attend(bus: Bus, line: _Line) -> None:
+    """One client: it publishes, or it consumes."""
+    try:
+        while (asked := await line.hear()) is not None:
+            if asked["do"] == "publish":
+                await bus.publish(*[Record(**_rich(record)) for record in asked["records"]])
+                await line.say({"done": "publish"})
+            else:
+                await _lend_consumption(bus, line, asked)
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a client that left in the middle, or is not one of ours, costs only its own connection
+    finally:
+        await line.hang_up()
+
+
+async def _lend_consumption(bus: Bus, line: _Line, asked: Mapping[str, Any]) -> None:
+    waiting: dict[int, asyncio.Future[None]] = {}
+    stop = asyncio.Event()
+
+    async def forward(delivery: Delivery) -> None:
+        number = len(waiting)
+        waiting[number] = asyncio.get_running_loop().create_future()
+        await line.say({"number": number, "delivery": _plain(asdict(delivery))})
+        await waiting[number]
+
+    async def acknowledge() -> None:
+        while (said := await line.hear()) is not None and said["do"] == "acknowledge":
+            waiting[said["number"]].set_result(None)
+        stop.set()
+
+    ready = asyncio.Event()
+    what = Consumption(asked["topics"], asked["group"], asked["start"], asked["concurrency"], ready.set)
+    consuming = asyncio.create_task(bus.consume(what, forward, stop))
+    hearing = asyncio.create_task(acknowledge())
+    try:
+        await ready.wait()
+        await line.say({"done": "ready"})
+        await asyncio.wait([consuming, hearing], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (consuming, hearing):
+            task.cancel()
+        await asyncio.gather(consuming, hearing, return_exceptions=True)
+
+
+class SocketBus:
+    """See `metier_infra.bus.Bus`: the bus that another process lends at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def _call(self) -> _Line:
+        try:
+            return _Line(*await asyncio.open_unix_connection(self._path, limit=LINE_LIMIT))
+        except OSError as error:
+            raise BusGone(f"no `metier dev` answers at {self._path}: {error}") from error
+
+    async def publish(self, *records: Record) -> None:
+        """See `Bus.publish`."""
+        line = await self._call()
+        try:
+            await line.say({"do": "publish", "records": [_plain(asdict(record)) for record in records]})
+            if await line.hear() is None:
+                raise BusGone(f"the `metier dev` at {self._path} ended before it took the record")
+        finally:
+            await line.hang_up()
+
+    async def consume(self, what: Consumption, handle: Handler, stop: asyncio.Event) -> None:
+        """See `Bus.consume`."""
+        line = await self._call()
+        lanes = Lanes(handle, what.concurrency)
+        await line.say(
+            {
+                "do": "consume",
+                "topics": list(what.topics),
+                "group": what.group,
+                "start": what.start,
+                "concurrency": what.concurrency,
+            }
+        )
+        hearing = asyncio.create_task(self._hear(line, what, lanes))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            waits: list[asyncio.Future[Any]] = [hearing, stopping, lanes.failed]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await lanes.drain()
+            if lanes.failed.done():
+                lanes.failed.result()
+            if hearing.done():
+                hearing.result()
+        finally:
+            for task in (hearing, stopping):
+                task.cancel()
+            await lanes.cancel()
+            await line.hang_up()
+
+    async def _hear(self, line: _Line, what: Consumption, lanes: Lanes) -> None:
+        saying: set[asyncio.Task[None]] = set()
+        while (said := await line.hear()) is not None:
+            if "delivery" not in said:
+                what.ready()
+                continue
+
+            def done(number: int = said["number"]) -> None:
+                task = asyncio.create_task(line.say({"do": "acknowledge", "number": number}))
+                saying.add(task)
+                task.add_done_callback(saying.discard)
+
+            await lanes.admit(Delivery(**_rich(said["delivery"])), done)
+        raise BusGone(f"the `metier dev` at {self._path} ended")
+
+    async def close(self) -> None:
+        """Nothing is held between calls."""

@@ -1,0 +1,177 @@
+"""The command `metier`: roles for operators, and what users type.
+
+Each command turns its words into a call of `roles`, `client`, `demo` or `bench`. Errors of ours are one sentence on standard error:
+exit code 2 when a person must act first, 1 when something failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version as installed
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from metier import bench_orchestrator, cli_runs, compose, demo
+from metier_infra.errors import AskOperator, MetierError
+from metier_infra.retry import Backoff
+
+app = typer.Typer(
+    help="Teams of specialised LLM agents as durable, event-driven workflows.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+runs = typer.Typer(help="Look at runs: list, show, watch.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Measure Métier on this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(runs, name="runs")
+app.add_typer(bench, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
+out = Console()
+
+
+def main() -> None:
+    """Run the command; turn our errors into sentences and exit codes."""
+    os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        ours = _first(error)
+        if ours is None:
+            raise
+        _fail(ours)
+
+
+def _first(error: BaseException) -> MetierError | None:
+    """The first error of ours in a group of errors."""
+    if isinstance(error, MetierError):
+        return error
+    inner: Sequence[BaseException] = getattr(error, "exceptions", ())
+    return next((found for one in inner if (found := _first(one))), None)
+
+
+def _fail(error: MetierError) -> NoReturn:
+    typer.echo(f"metier: {error}", err=True)
+    sys.exit(2 if isinstance(error, AskOperator) else 1)
+
+
+def _example(text: str) -> str:
+    return f"Example: {text}"
+
+
+def _role(name: str, work: Callable[[compose.Config, asyncio.Event], Awaitable[None]]) -> None:
+    from metier.roles import run_role
+
+    config = compose.configure()
+    run_role(config, name, lambda stop: work(config, stop))
+
+
+@app.command(epilog=_example("METIER_KAFKA_BOOTSTRAP=kafka:9092 METIER_POSTGRES_URL=… metier orchestrator"))
+def orchestrator() -> None:
+    """Run an orchestrator: takes requests, runs graphs, wakes runs, tells their end."""
+    from metier.roles import orchestrator as work
+
+    _role("orchestrator", work)
+
+
+@app.command(epilog=_example("metier agent reasoner coder"))
+def agent(names: Annotated[list[str], typer.Argument(help="Which agents this worker serves.")]) -> None:
+    """Run an agent worker: takes calls, runs the agents' loops, answers."""
+    from metier.roles import agents
+
+    _role("agent", lambda config, stop: agents(config, names, stop))
+
+
+@app.command(epilog=_example("DOCKER_HOST=unix:///run/docker.sock METIER_REDIS_URL=… metier tools"))
+def tools() -> None:
+    """Run a tool runner: takes tool calls from Celery and runs them in sandboxes."""
+    from metier.roles import tools as serve
+
+    serve(compose.configure())
+
+
+@app.command(epilog=_example('metier dev   # then, elsewhere: metier publish specialists \'{"question": "…"}\' --wait'))
+def dev() -> None:
+    """Run everything in one process: in-memory bus, SQLite, sandboxes called from here."""
+    from metier.roles import dev as work
+
+    _role("dev", work)
+
+
+@app.command(epilog=_example("metier topics --json"))
+def topics(as_json: Json = False) -> None:
+    """Create the topics, with one for each agent. They grow and never shrink."""
+    compose.use_local_stack()
+    changes = compose.topics(compose.configure())
+    if as_json:
+        typer.echo(json.dumps([{"topic": change.name, "action": change.action} for change in changes]))
+        return
+    table = Table("topic", "what was done")
+    for change in changes:
+        table.add_row(change.name, change.action)
+    out.print(table)
+
+
+@app.command(epilog=_example("metier migrate --check"))
+def migrate(
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; fail when the schema is not up to date.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring the journal's schema up to date, forward only."""
+    compose.use_local_stack()
+    config = compose.configure()
+    applied = asyncio.run(_migrate(config, check=check))
+    if as_json:
+        typer.echo(json.dumps({"applied": applied}))
+    else:
+        typer.echo("the schema is up to date" if not applied else f"applied: {', '.join(map(str, applied))}")
+
+
+async def _migrate(config: compose.Config, *, check: bool) -> list[int]:
+    from metier_infra import database
+
+    db = database.RetryingDatabase(await compose.open_database(config, size=1), Backoff(first_s=0.2, attempts=6))
+    try:
+        if check:
+            await database.check_schema(db)
+            return []
+        return await database.migrate(db)
+    finally:
+        await db.close()
+
+
+@app.command(epilog=_example("metier version --json"))
+def version(as_json: Json = False) -> None:
+    """Tell which Métier this is, and the versions that matter to it."""
+    names = ("metier", "langgraph", "kafka-python", "celery", "docker", "pydantic", "psycopg")
+    found = {name: installed(name) for name in names} | {"python": platform.python_version()}
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for name, number in found.items():
+        typer.echo(f"{name} {number}")
+
+
+app.command(epilog=_example('metier publish specialists \'{"question": "What is 6 times 7?"}\' --wait'))(
+    cli_runs.publish
+)
+app.command("trace", epilog=_example("metier trace 3f2a --json"))(cli_runs.trace)
+runs.command("list", epilog=_example("metier runs list --status failed --json"))(cli_runs.list_runs)
+runs.command("show", epilog=_example("metier runs show 3f2a"))(cli_runs.show)
+runs.command("watch", epilog=_example("metier runs watch 3f2a"))(cli_runs.watch)
+app.command(
+    "demo", epilog=_example("metier demo --queries 60 --seed 7   # --live coder=openai:gpt-5 asks a real model")
+)(demo.command)
+bench.command("orchestrator", epilog=_example("metier bench orchestrator --json"))(bench_orchestrator.command)

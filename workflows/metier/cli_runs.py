@@ -1,0 +1,163 @@
+"""The commands by which users ask for runs and look at them. `cli` registers them; `client` and `trace` do the work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, TypeVar, cast
+
+import typer
+from pydantic import JsonValue
+from rich.console import Console
+from rich.table import Table
+
+from metier import client, compose
+from metier.compose import System
+from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
+from metier_infra.journal import Run
+from metier_infra.messages import Envelope, Event, RunFailed
+
+T = TypeVar("T")
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, or a beginning of it that no other run shares.")
+]
+out = Console()
+
+
+def _with_system(work: Callable[[System], Awaitable[T]]) -> T:
+    async def main() -> T:
+        async with client.connect(config) as system:
+            return await work(system)
+
+    compose.use_local_stack()
+    config = compose.configure()
+    compose.configure_logs("error")
+    return asyncio.run(main())
+
+
+async def _find(system: System, run_id: str) -> Run:
+    run = await system.journal.runs.get(run_id)
+    if run is None:
+        raise MissingRun(f"no run, or more than one, begins with {run_id!r}; `metier runs list` shows them")
+    return run
+
+
+def publish(
+    workflow: Annotated[str, typer.Argument(help="The workflow's name.")],
+    value: Annotated[str, typer.Argument(metavar="JSON", help="Its input, a JSON object; `-` reads standard input.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; exit code 1 when the run failed.")] = False,
+    event_id: Annotated[
+        str | None, typer.Option("--id", help="The request's id: the same id again starts nothing.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the end.")] = 300.0,
+    as_json: Json = False,
+) -> None:
+    """Ask for a run: publish a task event."""
+    body = _object(sys.stdin.read() if value == "-" else value)
+    if not wait:
+        sent = _with_system(lambda system: client.publish(system.bus, workflow, body, event_id=event_id))
+        run_id = client.run_id_of(sent.source, sent.id)
+        typer.echo(json.dumps({"run_id": run_id, "request_id": sent.id}) if as_json else f"run {run_id}")
+        return
+    try:
+        end = _with_system(
+            lambda system: client.publish_and_wait(system.bus, workflow, body, event_id=event_id, timeout_s=timeout_s)
+        )
+    except TimeoutError as error:
+        raise DeadlineMissed(
+            f"the run did not end within {timeout_s:g} s; it goes on: `metier runs list` shows it"
+        ) from error
+    _tell_end(end, as_json=as_json)
+
+
+def _tell_end(end: client.Ended, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(end.model_dump_json())
+    elif isinstance(end, RunFailed):
+        typer.echo(f"run {end.run_id} failed: {end.failure.code}: {end.failure.message}", err=True)
+    else:
+        typer.echo(f"run {end.run_id} succeeded, ${end.cost_usd:.6f}")
+        out.print_json(data=end.result)
+    if isinstance(end, RunFailed):
+        raise typer.Exit(1)
+
+
+def _object(text: str) -> dict[str, JsonValue]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadSettings(f"the input is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    if not isinstance(value, dict):
+        raise BadSettings(f"the input must be a JSON object, not {type(value).__name__}")
+    return cast("dict[str, JsonValue]", value)
+
+
+def list_runs(
+    status: Annotated[str | None, typer.Option(help="accepted, running, succeeded or failed.")] = None,
+    workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the newest runs."""
+    found = _with_system(lambda system: system.journal.runs.recent(status=status, workflow=workflow, limit=limit))
+    if as_json:
+        typer.echo(json.dumps([run.model_dump(mode="json") for run in found]))
+        return
+    table = Table("run", "workflow", "status", "accepted", "took", "cost", "why")
+    for run in found:
+        table.add_row(*_row(run))
+    out.print(table)
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    accepted = datetime.fromtimestamp(run.accepted_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    took = f"{run.finished_at - run.accepted_at:.2f} s" if run.finished_at else ""
+    why = f"{run.failure.code}: {run.failure.message}" if run.failure else ""
+    return run.run_id[:12], run.workflow, run.status, accepted, took, f"${run.cost_usd:.6f}", why
+
+
+def show(run_id: RunArgument, as_json: Json = False) -> None:
+    """Show one run: input, state, result."""
+    run = _with_system(lambda system: _find(system, run_id))
+    if as_json:
+        typer.echo(run.model_dump_json())
+    else:
+        out.print_json(run.model_dump_json())
+
+
+def watch(run_id: RunArgument, as_json: Json = False) -> None:
+    """Follow a run's events until it ends."""
+
+    def tell(event: Envelope[Event]) -> None:
+        data = event.data.model_dump(mode="json")
+        if as_json:
+            typer.echo(json.dumps({"id": event.id, "type": event.data.TYPE, "data": data}))
+        else:
+            out.print(event.time.strftime("%H:%M:%S"), event.data.TYPE.removeprefix("io.metier."), data)
+
+    async def work(system: System) -> Run:
+        run = await _find(system, run_id)
+        await client.watch(system, run.run_id, tell)
+        return await _find(system, run.run_id)
+
+    run = _with_system(work)
+    if not as_json:
+        typer.echo(f"run {run.run_id} {run.status}")
+
+
+def trace(run_id: RunArgument, as_json: Json = False) -> None:
+    """Show one run as a tree, with times and costs, from the journal."""
+    from metier.trace import gather, render, tree
+
+    async def work(system: System) -> None:
+        node = tree(await gather(system.journal, await _find(system, run_id)))
+        if as_json:
+            typer.echo(node.model_dump_json())
+        else:
+            out.print(render(node))
+
+    _with_system(work)

@@ -1,0 +1,148 @@
+"""What a user of a running system does: publish a request, wait for its end, follow a run.
+
+`cli` and `demo` call it. It finds the system in this order: the environment's broker, the stack that `make up` started in this
+folder, a `metier dev` that runs in this folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pydantic import JsonValue
+
+from metier import compose
+from metier.compose import Config, System
+from metier_infra.bus import Bus, Consumption
+from metier_infra.errors import BuryRecord, MissingService
+from metier_infra.messages import (
+    EVENTS_TOPIC,
+    REQUESTS,
+    DecisionMade,
+    Delivery,
+    Envelope,
+    Event,
+    RunFailed,
+    RunId,
+    RunRequested,
+    RunStarted,
+    RunSucceeded,
+    decode,
+    stable_id,
+)
+from metier_infra.retry import Backoff
+from metier_infra.service import send
+
+SOURCE = "/metier/cli"
+BRIEF = Backoff(first_s=0.2, ceiling_s=1.0, attempts=4)
+Ended = RunSucceeded | RunFailed
+
+
+def dev_socket(config: Config) -> Path:
+    """Where a `metier dev` of this folder is reached."""
+    return config.journal.sqlite_path.with_name("dev.sock")
+
+
+@asynccontextmanager
+async def connect(config: Config) -> AsyncGenerator[System]:
+    """The running system. Raises `MissingService` when there is none."""
+    async with AsyncExitStack() as stack:
+        if config.distributed:
+            bus: Bus = compose.open_bus(config, "cli")
+        else:
+            from metier_infra.socket_bus import SocketBus
+
+            bus = SocketBus(dev_socket(config))
+            if not dev_socket(config).is_socket():
+                raise MissingService(
+                    "nothing runs here: start `metier dev` or `make up`, or set METIER_KAFKA_BOOTSTRAP"
+                )
+        stack.push_async_callback(bus.close)
+        journal = await compose.open_journal(config, size=2, read_only=not config.distributed, patience=BRIEF)
+        stack.push_async_callback(journal.db.close)
+        yield System(bus, journal)
+
+
+def run_id_of(source: str, event_id: str) -> RunId:
+    """The id of the run that a request starts: known before it is sent."""
+    return RunId(stable_id("run", source, event_id))
+
+
+async def publish(
+    bus: Bus, workflow: str, value: Mapping[str, JsonValue], *, event_id: str | None = None
+) -> Envelope[RunRequested]:
+    """Publish a request; the event that was sent. The same `event_id` again starts nothing."""
+    request = Envelope(
+        RunRequested(workflow=workflow, input=dict(value)), event_id or str(uuid4()), SOURCE, event_id or str(uuid4())
+    )
+    await send(bus, REQUESTS, request)
+    return request
+
+
+@asynccontextmanager
+async def following(bus: Bus, seen: Callable[[Envelope[Event]], None]) -> AsyncGenerator[None]:
+    """Call `seen` with every event that is published from now on, until the context closes."""
+    ready, stop = asyncio.Event(), asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        try:
+            seen(decode(delivery))
+        except BuryRecord:
+            return  # not ours to judge: a consumer of events ignores what it does not understand
+
+    what = Consumption([EVENTS_TOPIC], None, "latest", ready=ready.set)
+    consuming = asyncio.create_task(bus.consume(what, handle, stop))
+    try:
+        await _first(ready, consuming)
+        yield
+    finally:
+        stop.set()
+        consuming.cancel()
+        await asyncio.gather(consuming, return_exceptions=True)
+
+
+async def _first(ready: asyncio.Event, consuming: asyncio.Task[None]) -> None:
+    """Wait until the consumption has begun; raise what ended it before."""
+    begun = asyncio.create_task(ready.wait())
+    waits: list[asyncio.Future[Any]] = [begun, consuming]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    begun.cancel()
+    if consuming.done():
+        consuming.result()
+
+
+async def publish_and_wait(
+    bus: Bus, workflow: str, value: Mapping[str, JsonValue], *, event_id: str | None, timeout_s: float
+) -> Ended:
+    """Publish a request and wait for its run's terminal event. Raises `TimeoutError`."""
+    ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+    wanted = event_id or str(uuid4())
+
+    def seen(event: Envelope[Event]) -> None:
+        if isinstance(event.data, Ended) and event.data.run_id == run_id_of(SOURCE, wanted) and not ended.done():
+            ended.set_result(event.data)
+
+    async with following(bus, seen):
+        await publish(bus, workflow, value, event_id=wanted)
+        return await asyncio.wait_for(ended, timeout_s)
+
+
+async def watch(system: System, run_id: RunId, show: Callable[[Envelope[Event]], None]) -> None:
+    """Show what is published about a run until it ends; a run that ended already shows its end from the journal."""
+    over = asyncio.Event()
+
+    def seen(event: Envelope[Event]) -> None:
+        data = event.data
+        if isinstance(data, RunStarted | DecisionMade | RunSucceeded | RunFailed) and data.run_id == run_id:
+            show(event)
+            if isinstance(data, Ended):
+                over.set()
+
+    async with following(system.bus, seen):
+        run = await system.journal.runs.get(run_id)
+        if run is None or not run.ended:
+            await over.wait()

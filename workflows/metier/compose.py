@@ -1,0 +1,240 @@
+"""The one place that names adapters: settings in, wired parts out.
+
+`cli` and `roles` call it. Everything is imported where it is used, so that a role loads only what it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import yaml
+from pydantic import SecretStr
+
+from metier_infra.bus import Bus
+from metier_infra.database import Database, RetryingDatabase, check_schema, migrate
+from metier_infra.errors import MissingService, UnknownAgent
+from metier_infra.journal import Journal
+from metier_infra.messages import AgentCard, tasks_topic
+from metier_infra.retry import Backoff
+from metier_infra.settings import (
+    JournalSettings,
+    KafkaSettings,
+    LaneSettings,
+    RoleSettings,
+    SandboxSettings,
+    load,
+    model_overrides,
+    refuse_unknown,
+)
+
+if TYPE_CHECKING:
+    from metier_agents.model import Model
+    from metier_agents.spec import AgentSpec
+    from metier_infra.kafka_topics import TopicChange
+    from metier_tools.lane import ToolLane
+
+LOCAL_ENV = Path(".metier/env")
+"""What `make up` writes: where its services are. Read when the environment does not say."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings, loaded once."""
+
+    kafka: KafkaSettings
+    journal: JournalSettings
+    lane: LaneSettings
+    sandbox: SandboxSettings
+    role: RoleSettings
+
+    @property
+    def distributed(self) -> bool:
+        """Whether a broker is named; without one everything runs in this process."""
+        return self.kafka.bootstrap is not None
+
+
+@dataclass(frozen=True)
+class System:
+    """A running system as its users see it."""
+
+    bus: Bus
+    journal: Journal
+
+
+def configure() -> Config:
+    """Read the environment. Raises `BadSettings`."""
+    refuse_unknown()
+    return Config(
+        load(KafkaSettings), load(JournalSettings), load(LaneSettings), load(SandboxSettings), load(RoleSettings)
+    )
+
+
+def standalone(config: Config) -> Config:
+    """The same settings for a system in one process: no broker, SQLite, a grant key that ends with the process."""
+    return replace(
+        config,
+        kafka=config.kafka.model_copy(update={"bootstrap": None}),
+        journal=config.journal.model_copy(update={"postgres_url": None}),
+        lane=config.lane.model_copy(update={"redis_url": None, "grant_key": SecretStr(secrets.token_hex(32))}),
+    )
+
+
+def use_local_stack() -> bool:
+    """Take over where `make up` put its services, unless the environment names a broker; whether a stack was found."""
+    if "METIER_KAFKA_BOOTSTRAP" in os.environ:
+        return True
+    if not LOCAL_ENV.is_file():
+        return False
+    for line in LOCAL_ENV.read_text().splitlines():
+        name, found, value = line.removeprefix("export ").partition("=")
+        if found:
+            os.environ.setdefault(name, value.strip("'\""))
+    return True
+
+
+def configure_logs(level: str) -> None:
+    """Log lines to standard error: for people on a terminal, as JSON elsewhere."""
+    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    for vendor in ("kafka", "psycopg.pool", "opentelemetry", "celery", "urllib3"):
+        logging.getLogger(vendor).setLevel(logging.CRITICAL if level != "debug" else logging.DEBUG)
+
+
+async def open_database(config: Config, *, size: int = 8, read_only: bool = False) -> Database:
+    """Postgres where a URL is set, else the SQLite file."""
+    if config.journal.postgres_url is not None:
+        from metier_infra.postgres_journal import PostgresDatabase
+
+        return await PostgresDatabase(config.journal.postgres_url.get_secret_value(), size).open()
+    from metier_infra.sqlite_journal import SqliteDatabase
+
+    return SqliteDatabase(config.journal.sqlite_path, read_only=read_only)
+
+
+async def open_journal(
+    config: Config, *, size: int = 8, read_only: bool = False, patience: Backoff | None = None
+) -> Journal:
+    """The journal. An embedded one is brought up to date; Postgres must be migrated already (`SchemaBehind`)."""
+    plain = await open_database(config, size=size, read_only=read_only)
+    db = RetryingDatabase(plain, patience or Backoff())
+    if config.journal.postgres_url is None and not read_only:
+        await migrate(db)
+    await check_schema(db)
+    return Journal(db, config.journal.lease_s)
+
+
+def open_bus(config: Config, role: str) -> Bus:
+    """Kafka. A name set by METIER_INSTANCE makes the role a static member of its groups."""
+    from metier_infra.kafka_bus import KafkaBus
+
+    member = config.role.instance if "METIER_INSTANCE" in os.environ else None
+    return KafkaBus(config.kafka, client=f"metier-{role}", member=member)
+
+
+def agent_specs(config: Config, models: Mapping[str, str] | None = None) -> dict[str, AgentSpec]:
+    """The agents that are declared, with their models replaced where `METIER_MODEL_<AGENT>` or `models` say so."""
+    from metier_agents.spec import load_agents, with_model
+
+    folder = config.role.agents or Path(str(resources.files("metier.examples") / "agents"))
+    specs = load_agents(folder)
+    wanted = {**{_agent_name(name, specs): model for name, model in model_overrides().items()}, **(models or {})}
+    for name in wanted.keys() - specs.keys():
+        raise UnknownAgent(f"no agent is called {name!r}; there are: {', '.join(sorted(specs))}")
+    return {name: with_model(spec, wanted[name]) if name in wanted else spec for name, spec in specs.items()}
+
+
+def _agent_name(variable: str, specs: Mapping[str, object]) -> str:
+    """An environment variable cannot hold `-`: `METIER_MODEL_DEEP_THINKER` is the agent `deep-thinker`."""
+    return next((name for name in specs if name.replace("-", "_") == variable), variable)
+
+
+def cards(specs: Mapping[str, AgentSpec]) -> dict[str, AgentCard]:
+    """What workflows may know of the agents."""
+    return {
+        name: AgentCard(
+            name=name, model=spec.model, policy=spec.policy.kind, skills=dict(spec.skills), digest=spec.digest
+        )
+        for name, spec in specs.items()
+    }
+
+
+def recordings_path() -> Path:
+    """The recordings that ship with Métier."""
+    return Path(str(resources.files("metier.examples") / "data" / "zeroeval.jsonl.gz"))
+
+
+def model_opener() -> Callable[[AgentSpec], Model]:
+    """How an agent's model is opened: recorded, scripted, or any that LangChain knows."""
+    from metier_agents.model import open_model
+
+    return lambda spec: open_model(spec.model, recordings=recordings_path())
+
+
+def grant_key(config: Config) -> bytes:
+    """The key that signs tool calls. Raises `MissingService` when none is set."""
+    if config.lane.grant_key is not None:
+        return config.lane.grant_key.get_secret_value().encode()
+    if config.distributed:
+        raise MissingService(
+            "METIER_GRANT_KEY is not set: agents and tool runners share it to sign and verify tool calls"
+        )
+    return secrets.token_bytes(32)
+
+
+def topics(config: Config) -> list[TopicChange]:
+    """Create the declared topics, with one for each agent; what was done."""
+    from metier_infra.kafka_topics import Topic, apply
+
+    declared = yaml.safe_load((resources.files("metier_infra") / "topics.yaml").read_text())["topics"]
+    names = [tasks_topic(name) for name in sorted(agent_specs(config))]
+    wanted: list[Topic] = []
+    for entry in declared:
+        days = entry.get("retention_days")
+        for name in names if "{agent}" in entry["name"] else [entry["name"]]:
+            retention = None if days is None else int(days) * 86_400_000
+            wanted.append(
+                Topic(name, entry["partitions"] or config.kafka.partitions, config.kafka.replication, retention)
+            )
+    return apply(config.kafka, wanted)
+
+
+async def open_lane(config: Config) -> ToolLane:
+    """The Celery lane to the tool runners."""
+    from metier_tools.celery_lane import CeleryLane
+
+    if config.lane.redis_url is None:
+        raise MissingService(
+            "METIER_REDIS_URL is not set: it names the Redis that carries tool calls, redis://host:port/0"
+        )
+    return await CeleryLane(config.lane.redis_url.get_secret_value()).open()
+
+
+async def open_inline_lane(config: Config) -> ToolLane:
+    """Tools called from this process, in the engine's containers. Raises `MissingService` when there is no engine or image."""
+    from metier_tools.builtin import BUILTIN
+    from metier_tools.docker_sandbox import DockerSandbox
+    from metier_tools.inline_lane import InlineLane
+    from metier_tools.runner import Runner
+
+    sandbox = await asyncio.to_thread(DockerSandbox, config.sandbox)
+    return InlineLane(Runner(BUILTIN, sandbox, grant_key(config)), sandbox, threads=config.sandbox.limit)

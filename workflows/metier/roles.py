@@ -1,0 +1,198 @@
+"""The long-running roles, wired and run to their end; and all of them in one process.
+
+`cli` starts them. Each takes work until SIGTERM, ends what it has, and returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from metier import compose
+from metier.compose import Config, System
+from metier_infra import telemetry
+from metier_infra.bus import Bus, MemoryBus
+from metier_infra.errors import MissingService, UnknownAgent
+from metier_infra.journal import Journal
+from metier_infra.messages import AgentCard
+from metier_infra.service import Ready, on_sigterm
+from metier_tools.lane import ToolLane
+
+log = structlog.get_logger()
+
+Work = Callable[[asyncio.Event], Awaitable[None]]
+
+
+def run_role(config: Config, role: str, work: Work) -> None:
+    """Run `work` in this process until SIGTERM, with logs and telemetry; spans are flushed at the end."""
+    compose.configure_logs(config.role.log_level)
+    telemetry.start(role, config.role.instance)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        on_sigterm(stop)
+        log.info("starting", action="start", role=role, instance=config.role.instance)
+        await work(stop)
+        log.info("ended", action="end", role=role)
+
+    try:
+        asyncio.run(main())
+    finally:
+        telemetry.stop()
+
+
+async def orchestrator(config: Config, stop: asyncio.Event) -> None:
+    """The role `metier orchestrator`, over Kafka."""
+    _need_broker(config)
+    journal = await compose.open_journal(config, size=16)
+    bus = compose.open_bus(config, "orchestrator")
+    try:
+        await _orchestrate(
+            config, bus, journal, compose.cards(compose.agent_specs(config)), stop, Ready(config.role.ready_file, 2)
+        )
+    finally:
+        await bus.close()
+        await journal.db.close()
+
+
+async def _orchestrate(
+    config: Config,
+    bus: Bus,
+    journal: Journal,
+    cards: Mapping[str, AgentCard],
+    stop: asyncio.Event,
+    ready: Ready,
+) -> None:
+    from metier_workflows.orchestrator import Orchestrator
+    from metier_workflows.workflow import load_workflows
+
+    workflows = load_workflows(name.strip() for name in config.role.workflows.split(","))
+    replica = Orchestrator(bus, journal, workflows, cards, instance=config.role.instance, drain_s=config.role.drain_s)
+    await replica.run(stop, ready)
+
+
+async def agents(config: Config, names: Sequence[str], stop: asyncio.Event) -> None:
+    """The role `metier agent NAME…`, over Kafka and Celery."""
+    _need_broker(config)
+    ready = Ready(config.role.ready_file)
+    async with AsyncExitStack() as stack:
+        journal = await compose.open_journal(config)
+        stack.push_async_callback(journal.db.close)
+        bus = compose.open_bus(config, "agent")
+        stack.push_async_callback(bus.close)
+        lane = await compose.open_lane(config)
+        stack.push_async_callback(lane.close)
+        unready = asyncio.create_task(_unready(stop, ready))
+        stack.callback(unready.cancel)
+        await _work(config, bus, journal, lane, names, stop, ready.one)
+
+
+async def _unready(stop: asyncio.Event, ready: Ready) -> None:
+    await stop.wait()
+    ready.gone()
+
+
+async def _work(
+    config: Config,
+    bus: Bus,
+    journal: Journal,
+    lane: ToolLane,
+    names: Sequence[str],
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+    models: Mapping[str, str] | None = None,
+) -> None:
+    from metier_agents.worker import AgentWorker
+    from metier_tools.builtin import BUILTIN
+
+    specs = compose.agent_specs(config, models)
+    for name in set(names) - specs.keys():
+        raise UnknownAgent(f"no agent is called {name!r}; there are: {', '.join(sorted(specs))}")
+    worker = AgentWorker(
+        bus=bus,
+        journal=journal,
+        lane=lane,
+        toolbox=BUILTIN,
+        agents={name: specs[name] for name in names},
+        open_model=compose.model_opener(),
+        grant_key=compose.grant_key(config),
+        instance=config.role.instance,
+        concurrency=config.role.concurrency,
+        drain_s=config.role.drain_s,
+    )
+    await worker.run(stop, ready)
+
+
+def _need_broker(config: Config) -> None:
+    if not config.distributed:
+        raise MissingService(
+            "METIER_KAFKA_BOOTSTRAP is not set: this role talks over Kafka; `make up` starts one here, `metier dev` needs none"
+        )
+
+
+@asynccontextmanager
+async def embedded(
+    config: Config, *, journal: Path | str | None = None, models: Mapping[str, str] | None = None
+) -> AsyncGenerator[System]:
+    """Every role in this process: in-memory bus, SQLite, tools called from here. The same code as the roles run apart.
+
+    Args:
+        config: the settings; those of Kafka, Postgres and Redis are not used.
+        journal: a SQLite file, or `:memory:`; None takes METIER_SQLITE_PATH.
+        models: agent name to model id, in place of what the agent's file says.
+    """
+    from metier_infra.database import migrate
+    from metier_infra.sqlite_journal import SqliteDatabase
+
+    alone = compose.standalone(config)
+    stop = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        db = SqliteDatabase(journal or alone.journal.sqlite_path)
+        stack.push_async_callback(db.close)
+        await migrate(db)
+        book = Journal(db, alone.journal.lease_s)
+        lane = await compose.open_inline_lane(alone)
+        stack.push_async_callback(lane.close)
+        bus = MemoryBus()
+        ready = asyncio.Event()
+        count = Ready(None, 3, ready.set)
+        specs = compose.agent_specs(alone, models)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_orchestrate(alone, bus, book, compose.cards(specs), stop, count))
+            group.create_task(_work(alone, bus, book, lane, sorted(specs), stop, count.one, models))
+            await ready.wait()
+            try:
+                yield System(bus, book)
+            finally:
+                stop.set()
+
+
+async def dev(config: Config, stop: asyncio.Event) -> None:
+    """The role `metier dev`: everything in this process, and a socket at which the other commands find it."""
+    from metier.client import dev_socket
+    from metier_infra.socket_bus import serve_bus
+
+    alone = compose.standalone(config)
+    ready = Ready(config.role.ready_file)
+    async with embedded(alone) as system, serve_bus(system.bus, dev_socket(alone)):
+        log.info("ready", action="ready", socket=str(dev_socket(alone)), journal=str(alone.journal.sqlite_path))
+        ready.one()
+        await stop.wait()
+        ready.gone()
+
+
+def tools(config: Config) -> None:
+    """The role `metier tools`: Celery in front, containers behind."""
+    from metier_tools.celery_lane import serve_tools
+
+    if config.lane.redis_url is None:
+        raise MissingService(
+            "METIER_REDIS_URL is not set: it names the Redis that carries tool calls, redis://host:port/0"
+        )
+    compose.grant_key(config)
+    compose.configure_logs(config.role.log_level)
+    serve_tools(config.lane, config.sandbox, config.role)
