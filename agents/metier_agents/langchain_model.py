@@ -37,11 +37,11 @@ BUSY = frozenset({408, 409, 425, 429})
 
 
 class LangChainModel:
-    """A LangChain chat model behind the port. `name` is the id by which it was asked for."""
+    """A LangChain chat model, `chat`, behind the port. `name` is the id by which it was asked for."""
 
     def __init__(self, chat: BaseChatModel, name: str) -> None:
         self.name = name
-        self._chat = chat
+        self.chat = chat
 
     async def ask(
         self, messages: History, *, tools: Sequence[ToolSpec], tool_choice: ToolChoice, deadline: float
@@ -60,9 +60,9 @@ class LangChainModel:
 
     async def _invoke(self, prompt: list[BaseMessage], tools: Sequence[ToolSpec], choice: ToolChoice) -> AIMessage:
         if not tools:
-            return await self._chat.ainvoke(prompt)
+            return await self.chat.ainvoke(prompt)
         wished = "any" if choice == "required" else "auto"
-        return await self._chat.bind_tools([schema(tool) for tool in tools], tool_choice=wished).ainvoke(prompt)
+        return await self.chat.bind_tools([schema(tool) for tool in tools], tool_choice=wished).ainvoke(prompt)
 
 
 def open_chat_model(model: str, *, timeout_s: float) -> LangChainModel:

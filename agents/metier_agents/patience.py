@@ -17,6 +17,9 @@ BACKOFF = Backoff(first_s=0.2, ceiling_s=10.0)
 async def until(deadline: float, what: str, work: Callable[[], Awaitable[T]]) -> T:
     """The result of `work`, tried again on `RetryLater`. Raises `DeadlineMissed`, with the last reason, at `deadline` (epoch seconds)."""
     reasons: list[RetryLater] = []
+    left = deadline - time.time()
+    if left <= 0:
+        raise DeadlineMissed(f"the call's time ran out before {what}")
 
     async def attempt() -> T:
         try:
@@ -26,7 +29,7 @@ async def until(deadline: float, what: str, work: Callable[[], Awaitable[T]]) ->
             raise
 
     try:
-        async with asyncio.timeout(max(0.0, deadline - time.time())):
+        async with asyncio.timeout(left):
             return await persist(what, attempt, BACKOFF)
     except TimeoutError as error:
         why = f"; the last try failed: {reasons[-1]}" if reasons else ""

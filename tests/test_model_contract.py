@@ -1,0 +1,119 @@
+"""The model port's contract over every adapter: scripted, recorded, and LangChain on its own fake chat model.
+
+Not here: live providers and their wire formats.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable
+
+from metier_agents.langchain_model import LangChainModel
+from metier_agents.model import Model, ScriptedModel, open_model
+from metier_agents.policy import ToolChoice
+from metier_agents.recordings import read_recordings
+from metier_agents.turns import Message, ModelTurn, Note, System, ToolTurn, ToolUse, User, dump, load
+from metier_infra.errors import ModelFailed
+from metier_tools.builtin import BUILTIN
+from metier_tools.tool import ToolResult
+
+PATH = Path(__file__).parent.parent / "workflows/metier/examples/data/zeroeval.jsonl.gz"
+QUERY = next(query for query in read_recordings(PATH).evaluation() if query.category == "code_reasoning")
+PYTHON = BUILTIN.specs(["python"])
+TASK: tuple[Message, ...] = (System(text="Answer."), User(text=QUERY.text))
+ANSWER = "ANSWER: 1\nCONFIDENCE: 0.5"
+
+
+class BindableChat(GenericFakeChatModel):
+    """LangChain's fake, which cannot bind tools of its own accord."""
+
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any
+    ) -> Runnable[Any, AIMessage]:
+        return self
+
+
+def scripted(*, calls: bool) -> Model:
+    use = ToolUse(id="1", tool="python", arguments={"code": "1"})
+    turn = ModelTurn(uses=(use,)) if calls else ModelTurn(text=ANSWER)
+    return ScriptedModel([turn, ModelTurn(text=ANSWER)])
+
+
+def recorded(*, calls: bool) -> Model:
+    del calls
+    return open_model("recorded:gpt-4o-2024-08-06", recordings=PATH)
+
+
+def langchain(*, calls: bool) -> Model:
+    call = {"name": "python", "args": {"code": "1"}, "id": "1", "type": "tool_call"}
+    wished = AIMessage("", tool_calls=[call]) if calls else AIMessage(ANSWER)
+    return LangChainModel(BindableChat(messages=iter([wished, AIMessage(ANSWER)])), "fake:model")
+
+
+Maker = Callable[..., Model]
+models = pytest.mark.parametrize("make", [scripted, recorded, langchain])
+
+
+async def ask(model: Model, messages: Sequence[Message], choice: ToolChoice = "none") -> ModelTurn:
+    tools = PYTHON if choice != "none" else ()
+    return await model.ask(messages, tools=tools, tool_choice=choice, deadline=time.time() + 5)
+
+
+@models
+async def test_a_plain_turn_has_an_answer_a_confidence_and_a_name(make: Maker) -> None:
+    model = make(calls=False)
+    turn = await ask(model, TASK)
+    assert turn.answer
+    assert turn.confidence is not None
+    assert 0 <= turn.confidence <= 1
+    assert turn.uses == ()
+    assert turn.model == model.name
+    assert turn.cost_usd is None or turn.cost_usd > 0
+
+
+@models
+@pytest.mark.parametrize("choice", ["auto", "required"])
+async def test_a_tool_that_is_offered_can_be_called_and_its_result_read(make: Maker, choice: ToolChoice) -> None:
+    model = make(calls=True)
+    turn = await ask(model, TASK, choice)
+    (use,) = turn.uses
+    assert use.id
+    assert use.problem is None
+    assert BUILTIN.check(use.tool, use.arguments) == PYTHON[0]
+    result = ToolTurn(use_id=use.id, tool=use.tool, result=ToolResult(status="ok", stdout="1\n"))
+    after = await ask(model, [*TASK, turn, result, Note(text="Answer now.")])
+    assert (after.answer, after.uses) == ("1", ())
+
+
+@models
+async def test_a_turn_survives_the_journal(make: Maker) -> None:
+    turn = await ask(make(calls=True), TASK, "auto")
+    assert load(dump([turn])) == [turn]
+
+
+@models
+async def test_the_messages_are_left_alone(make: Maker) -> None:
+    messages = list(TASK)
+    await ask(make(calls=False), messages)
+    assert messages == list(TASK)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ScriptedModel([]),
+        open_model("recorded:gemini-1.5-pro", recordings=PATH),
+        LangChainModel(BindableChat(messages=iter([AIMessage("")])), "fake:model"),
+    ],
+    ids=["scripted", "recorded", "langchain"],
+)
+async def test_nothing_usable_is_a_typed_failure(model: Model) -> None:
+    with pytest.raises(ModelFailed):
+        await ask(model, [User(text="no such task")])
