@@ -79,7 +79,8 @@ class KafkaBus:
                 request_timeout_ms=10_000,
                 max_request_size=8 << 20,
             )
-        return [_append(self._producer, record, loop) for record in records]
+        prefix = self._settings.prefix
+        return [_append(self._producer, prefix, record, loop) for record in records]
 
     async def consume(self, what: Consumption, handle: Handler, stop: asyncio.Event) -> None:
         """See `Bus.consume`."""
@@ -109,9 +110,11 @@ class KafkaBus:
         self._sender.shutdown()
 
 
-def _append(producer: KafkaProducer, record: Record, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+def _append(
+    producer: KafkaProducer, prefix: str, record: Record, loop: asyncio.AbstractEventLoop
+) -> asyncio.Future[None]:
     waiter: asyncio.Future[None] = loop.create_future()
-    sent = producer.send(record.topic, value=record.value, key=record.key, headers=list(record.headers))
+    sent = producer.send(prefix + record.topic, value=record.value, key=record.key, headers=list(record.headers))
     sent.add_callback(lambda _: loop.call_soon_threadsafe(_settle, waiter, None))
     sent.add_errback(lambda error: loop.call_soon_threadsafe(_settle, waiter, error))
     return waiter
@@ -200,7 +203,7 @@ class _Puller:
         consumer: KafkaConsumer = KafkaConsumer(
             bootstrap_servers=brokers(self._settings),
             client_id=self._client,
-            group_id=self._what.group,
+            group_id=self._settings.prefix + self._what.group if self._what.group is not None else None,
             enable_auto_commit=False,
             auto_offset_reset=self._what.start,
             session_timeout_ms=self._settings.session_timeout_ms,
@@ -210,17 +213,14 @@ class _Puller:
             **static,
         )
         if grouped:
-            consumer.subscribe(list(self._what.topics))
+            consumer.subscribe([self._settings.prefix + topic for topic in self._what.topics])
         else:
             self._assign_all(consumer)
         return consumer
 
     def _assign_all(self, consumer: KafkaConsumer) -> None:
-        parts = [
-            TopicPartition(topic, number)
-            for topic in self._what.topics
-            for number in consumer.partitions_for_topic(topic) or ()
-        ]
+        names = [self._settings.prefix + topic for topic in self._what.topics]
+        parts = [TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name) or ()]
         consumer.assign(parts)
         ends = consumer.end_offsets(parts) if self._what.start == "latest" else consumer.beginning_offsets(parts)
         for part, offset in ends.items():
@@ -242,9 +242,9 @@ class _Puller:
         for part in lost:
             del self._parts[part]
             self._committed.pop(part, None)
-        for topic in {part.topic for part in lost}:
-            gone = frozenset(int(part.partition) for part in lost if part.topic == topic)
-            self._loop.call_soon_threadsafe(self._what.revoked, topic, gone)
+        for name in {part.topic for part in lost}:
+            gone = frozenset(part.partition for part in lost if part.topic == name)
+            self._loop.call_soon_threadsafe(self._what.revoked, name.removeprefix(self._settings.prefix), gone)
 
     def _announce(self, consumer: KafkaConsumer) -> None:
         for part in consumer.assignment() - set(self._parts):
@@ -261,7 +261,7 @@ class _Puller:
             for record in records:
                 offsets.take(record.offset)
                 taken = (part, offsets, record.offset)
-                self._loop.call_soon_threadsafe(self._handed.put_nowait, (_delivery(record), taken))
+                self._loop.call_soon_threadsafe(self._handed.put_nowait, (self._delivery(record), taken))
 
     def _collect(self) -> None:
         while not self._finished.empty():
@@ -281,7 +281,7 @@ class _Puller:
         except (CommitFailedError, RebalanceInProgressError) as error:
             log.info("commit put off", action="rebalance", group=self._what.group, reason=type(error).__name__)
 
-
-def _delivery(record: ConsumerRecord) -> Delivery:
-    headers = tuple((str(name), bytes(value or b"")) for name, value in record.headers or ())
-    return Delivery(record.topic, record.partition, record.offset, record.key, record.value or b"", headers)
+    def _delivery(self, record: ConsumerRecord) -> Delivery:
+        headers = tuple((str(name), bytes(value or b"")) for name, value in record.headers or ())
+        topic = record.topic.removeprefix(self._settings.prefix)
+        return Delivery(topic, record.partition, record.offset, record.key, record.value or b"", headers)

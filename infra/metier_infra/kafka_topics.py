@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kafka.admin import KafkaAdminClient, NewPartitions, NewTopic
 from kafka.errors import KafkaError
@@ -37,7 +37,8 @@ def apply(settings: KafkaSettings, wanted: list[Topic]) -> list[TopicChange]:
     try:
         admin = KafkaAdminClient(bootstrap_servers=brokers(settings), client_id="metier-topics")
         have = {str(topic["name"]): _count(topic["partitions"]) for topic in admin.describe_topics()}
-        return [_apply(admin, topic, have.get(topic.name)) for topic in wanted]
+        named = [replace(topic, name=settings.prefix + topic.name) for topic in wanted]
+        return [_apply(admin, topic, have.get(topic.name)) for topic in named]
     except KafkaError as error:
         raise BusGone(f"Kafka at {settings.bootstrap} does not answer: {error or type(error).__name__}") from error
     finally:

@@ -26,6 +26,9 @@ class KafkaSettings(BaseSettings):
     bootstrap: str | None = Field(
         None, description="host:port of one or more brokers, comma-separated; none: everything in one process"
     )
+    prefix: str = Field(
+        "", pattern=r"^[a-zA-Z0-9._-]*$", description="put before every topic and group: several systems on one cluster"
+    )
     session_timeout_ms: int = Field(
         10_000, ge=1_000, description="a consumer silent for this long loses its partitions; milliseconds"
     )
