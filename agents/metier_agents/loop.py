@@ -97,7 +97,7 @@ class Loop:
 
     async def _act(self) -> None:
         turn = turns.of_kind(self.history, ModelTurn)[-1]
-        left = (await self._look()).calls_left
+        left = see(self.history, self.spec, self.call.task.category, {}).calls_left
         results = await self.hands.act(self.call, turn, self.steps - 1, left=left, deadline=self.deadline)
         worth = appraisal.realise(self.spec.policy, self.history, results, turn.cost_usd or 0.0)
         await self._record(*results, *worth)
