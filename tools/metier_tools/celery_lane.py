@@ -327,7 +327,7 @@ def work() -> None:
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s"
     )
     # Celery warns of root because of pickle and of tasks' own code; here it carries JSON, and runs nothing.
-    warnings.filterwarnings("ignore", message=".*superuser privileges", category=RuntimeWarning)
+    warnings.filterwarnings("ignore", message=".*superuser privileges", category=UserWarning)
     worker(config).start()
 
 

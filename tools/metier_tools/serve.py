@@ -39,7 +39,6 @@ async def serve_tools(
     stop: asyncio.Event,
     *,
     toolbox: Toolbox = BUILTIN,
-    namespace: str = "metier",
 ) -> None:
     """Run tool calls until `stop`, then end those in hand. Raises `BadSettings` or `MissingService` before it is ready.
 
@@ -50,7 +49,7 @@ async def serve_tools(
     box = await asyncio.to_thread(DockerSandbox, sandbox)
     try:
         await asyncio.to_thread(box.check)
-        config = Config(redis_url=redis_url, namespace=namespace)
+        config = Config(redis_url=redis_url, namespace=lane.lane_namespace)
         await serve_with(box, config, key, role, stop, toolbox=toolbox, children=min(role.concurrency, sandbox.limit))
     finally:
         await asyncio.to_thread(box.close)

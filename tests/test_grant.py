@@ -1,0 +1,88 @@
+"""A tool call's grant: what it lets through, and every way in which one is not for this call."""
+
+from __future__ import annotations
+
+import pytest
+
+from metier_infra.errors import GrantRefused
+from metier_infra.messages import CallId, RunId, ToolCallId
+from metier_tools import grant
+from metier_tools.tool import ToolCall
+
+KEY = b"the key that agents and runners share"
+NOW = 1_000_000.0
+
+
+def signed(*, expires: float = NOW + 60, deadline: float = NOW + 30, key: bytes = KEY) -> ToolCall:
+    text = grant.sign(
+        key,
+        run_id="run",
+        call_id="call",
+        tool_call_id="tool-call",
+        tool="python",
+        arguments={"code": "print(1)", "n": [1, 2.5, None]},
+        expires=expires,
+    )
+    return ToolCall(
+        tool_call_id=ToolCallId("tool-call"),
+        run_id=RunId("run"),
+        call_id=CallId("call"),
+        tool="python",
+        arguments={"n": [1, 2.5, None], "code": "print(1)"},
+        deadline=deadline,
+        timeout_s=5,
+        grant=text,
+    )
+
+
+def test_a_grant_lets_its_own_call_through_also_after_it_travelled() -> None:
+    call = signed()
+    grant.verify(KEY, call, now=NOW)
+    grant.verify(KEY, ToolCall.model_validate_json(call.model_dump_json()), now=NOW)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arguments": {"code": "print(2)", "n": [1, 2.5, None]}},
+        {"arguments": {}},
+        {"run_id": "another"},
+        {"call_id": "another"},
+        {"tool_call_id": "another"},
+        {"tool": "shell"},
+        {"grant": ""},
+        {"grant": "v1"},
+        {"grant": "v1:soon:"},
+        {"grant": "v1:nan:00"},
+        {"grant": "v2:1000060.0:00"},
+        {"grant": "v1:1000060.0:ü"},
+    ],
+    ids=str,
+)
+def test_a_grant_for_anything_else_is_refused(change: dict[str, object]) -> None:
+    call = signed().model_copy(update=change)
+    with pytest.raises(GrantRefused, match="not for this call"):
+        grant.verify(KEY, call, now=NOW)
+
+
+def test_a_later_expiry_cannot_be_written_into_a_grant() -> None:
+    call = signed()
+    longer = call.grant.replace(str(NOW + 60), str(NOW + 6000))
+    assert longer != call.grant
+    with pytest.raises(GrantRefused, match="not for this call"):
+        grant.verify(KEY, call.model_copy(update={"grant": longer}), now=NOW)
+
+
+def test_another_key_signs_nothing() -> None:
+    with pytest.raises(GrantRefused, match="another key"):
+        grant.verify(KEY, signed(key=b"guessed"), now=NOW)
+
+
+def test_an_expired_grant_is_refused() -> None:
+    with pytest.raises(GrantRefused, match="expired"):
+        grant.verify(KEY, signed(), now=NOW + 61)
+
+
+def test_a_call_may_not_outlive_its_grant() -> None:
+    with pytest.raises(GrantRefused, match="beyond its grant"):
+        grant.verify(KEY, signed(deadline=NOW + 61), now=NOW)
