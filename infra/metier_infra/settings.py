@@ -56,6 +56,11 @@ class LaneSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_")
 
     redis_url: SecretStr | None = Field(None, description="redis://host:port/db; none: tools run in this process")
+    lane_namespace: str = Field(
+        "metier",
+        pattern=r"^[a-zA-Z0-9._-]+$",
+        description="before every queue and reply list: several systems on one Redis",
+    )
     grant_key: SecretStr | None = Field(
         None, description="secret shared by agents and tool runners; signs each tool call's grant"
     )

@@ -95,9 +95,9 @@ def agent(names: Annotated[list[str], typer.Argument(help="Which agents this wor
 @app.command(epilog=_example("DOCKER_HOST=unix:///run/docker.sock METIER_REDIS_URL=… metier tools"))
 def tools() -> None:
     """Run a tool runner: takes tool calls from Celery and runs them in sandboxes."""
-    from metier.roles import tools as serve
+    from metier.roles import tools as work
 
-    serve(compose.configure())
+    _role("tools", work)
 
 
 @app.command(epilog=_example('metier dev   # then, elsewhere: metier publish specialists \'{"question": "…"}\' --wait'))

@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from metier_agents.spec import AgentSpec
     from metier_infra.kafka_topics import TopicChange
     from metier_tools.lane import ToolLane
+    from metier_tools.sandbox import Script
 
 LOCAL_ENV = Path(".metier/env")
 """What `make up` writes: where its services are. Read when the environment does not say."""
@@ -218,7 +219,7 @@ def topics(config: Config) -> list[TopicChange]:
     return apply(config.kafka, wanted)
 
 
-async def open_lane(config: Config) -> ToolLane:
+def open_lane(config: Config) -> ToolLane:
     """The Celery lane to the tool runners."""
     from metier_tools.celery_lane import CeleryLane
 
@@ -226,7 +227,7 @@ async def open_lane(config: Config) -> ToolLane:
         raise MissingService(
             "METIER_REDIS_URL is not set: it names the Redis that carries tool calls, redis://host:port/0"
         )
-    return await CeleryLane(config.lane.redis_url.get_secret_value()).open()
+    return CeleryLane(config.lane.redis_url.get_secret_value(), namespace=config.lane.lane_namespace)
 
 
 async def open_inline_lane(config: Config) -> ToolLane:
@@ -238,3 +239,18 @@ async def open_inline_lane(config: Config) -> ToolLane:
 
     sandbox = await asyncio.to_thread(DockerSandbox, config.sandbox)
     return InlineLane(Runner(BUILTIN, sandbox, grant_key(config)), sandbox, threads=config.sandbox.limit)
+
+
+def scripted_lane(script: Script | None = None) -> Callable[[Config], Awaitable[ToolLane]]:
+    """Opens a lane whose tools run in no container and do what `script` says (None: nothing), for tests and benchmarks."""
+
+    async def opener(config: Config) -> ToolLane:
+        from metier_tools.builtin import BUILTIN
+        from metier_tools.inline_lane import InlineLane
+        from metier_tools.runner import Runner
+        from metier_tools.sandbox import Outcome, ScriptedSandbox
+
+        sandbox = ScriptedSandbox(script or (lambda _: Outcome("ok")))
+        return InlineLane(Runner(BUILTIN, sandbox, grant_key(config)), sandbox)
+
+    return opener

@@ -84,7 +84,7 @@ async def agents(config: Config, names: Sequence[str], stop: asyncio.Event) -> N
         stack.push_async_callback(journal.db.close)
         bus = compose.open_bus(config, "agent")
         stack.push_async_callback(bus.close)
-        lane = await compose.open_lane(config)
+        lane = compose.open_lane(config)
         stack.push_async_callback(lane.close)
         unready = asyncio.create_task(_unready(stop, ready))
         stack.callback(unready.cancel)
@@ -136,7 +136,11 @@ def _need_broker(config: Config) -> None:
 
 @asynccontextmanager
 async def embedded(
-    config: Config, *, journal: Path | str | None = None, models: Mapping[str, str] | None = None
+    config: Config,
+    *,
+    journal: Path | str | None = None,
+    models: Mapping[str, str] | None = None,
+    lane: Callable[[Config], Awaitable[ToolLane]] = compose.open_inline_lane,
 ) -> AsyncGenerator[System]:
     """Every role in this process: in-memory bus, SQLite, tools called from here. The same code as the roles run apart.
 
@@ -144,6 +148,7 @@ async def embedded(
         config: the settings; those of Kafka, Postgres and Redis are not used.
         journal: a SQLite file, or `:memory:`; None takes METIER_SQLITE_PATH.
         models: agent name to model id, in place of what the agent's file says.
+        lane: opens what carries the tool calls; by default, sandboxes in the container engine.
     """
     from metier_infra.database import migrate
     from metier_infra.sqlite_journal import SqliteDatabase
@@ -155,15 +160,15 @@ async def embedded(
         stack.push_async_callback(db.close)
         await migrate(db)
         book = Journal(db, alone.journal.lease_s)
-        lane = await compose.open_inline_lane(alone)
-        stack.push_async_callback(lane.close)
+        tools_lane = await lane(alone)
+        stack.push_async_callback(tools_lane.close)
         bus = MemoryBus()
         ready = asyncio.Event()
         count = Ready(None, 3, ready.set)
         specs = compose.agent_specs(alone, models)
         async with asyncio.TaskGroup() as group:
             group.create_task(_orchestrate(alone, bus, book, compose.cards(specs), stop, count))
-            group.create_task(_work(alone, bus, book, lane, sorted(specs), stop, count.one, models))
+            group.create_task(_work(alone, bus, book, tools_lane, sorted(specs), stop, count.one, models))
             await ready.wait()
             try:
                 yield System(bus, book)
@@ -185,14 +190,8 @@ async def dev(config: Config, stop: asyncio.Event) -> None:
         ready.gone()
 
 
-def tools(config: Config) -> None:
+async def tools(config: Config, stop: asyncio.Event) -> None:
     """The role `metier tools`: Celery in front, containers behind."""
-    from metier_tools.celery_lane import serve_tools
+    from metier_tools.serve import serve_tools
 
-    if config.lane.redis_url is None:
-        raise MissingService(
-            "METIER_REDIS_URL is not set: it names the Redis that carries tool calls, redis://host:port/0"
-        )
-    compose.grant_key(config)
-    compose.configure_logs(config.role.log_level)
-    serve_tools(config.lane, config.sandbox, config.role)
+    await serve_tools(config.lane, config.sandbox, config.role, stop)
