@@ -20,7 +20,7 @@ from metier_agents.model import Model, ScriptedModel, open_model
 from metier_agents.policy import ToolChoice
 from metier_agents.recordings import read_recordings
 from metier_agents.turns import Message, ModelTurn, Note, System, ToolTurn, ToolUse, User, dump, load
-from metier_infra.errors import ModelFailed
+from metier_infra.errors import BadSpec, ModelFailed
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult
 
@@ -117,3 +117,25 @@ async def test_the_messages_are_left_alone(make: Maker) -> None:
 async def test_nothing_usable_is_a_typed_failure(model: Model) -> None:
     with pytest.raises(ModelFailed):
         await ask(model, [User(text="no such task")])
+
+
+# ---- scripts
+
+
+async def test_a_script_is_read_from_a_file_and_goes_on_where_a_call_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "script.yaml"
+    path.write_text("- {uses: [{id: u, tool: python, arguments: {code: '1'}}]}\n- {text: 'ANSWER: 1', cost_usd: 0.5}\n")
+    first = await ask(open_model(f"scripted:{path}"), TASK, "auto")
+    second = await ask(open_model(f"scripted:{path}"), [*TASK, first])
+    assert [use.tool for use in first.uses] == ["python"]
+    assert (second.answer, second.cost_usd, second.model) == ("1", 0.5, "scripted:script.yaml")
+
+
+@pytest.mark.parametrize("text", ["text: not a list", "- {text: [1]}", "- [", ""])
+def test_a_file_that_is_no_script_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "script.yaml"
+    path.write_text(text)
+    with pytest.raises(BadSpec, match="not a script"):
+        open_model(f"scripted:{path}")
+    with pytest.raises(BadSpec, match="not a script"):
+        open_model(f"scripted:{tmp_path / 'missing.yaml'}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +19,10 @@ from metier_agents.spec import AgentSpec
 from metier_agents.testing import ScriptedLane
 from metier_agents.turns import ModelTurn, ToolUse
 from metier_agents.worker import AgentWorker
+from metier_infra import telemetry
 from metier_infra.bus import Consumption, MemoryBus
-from metier_infra.database import migrate
-from metier_infra.errors import BadSettings, BadSpec, GrantRefused, ModelFailed
+from metier_infra.database import Params, Row, Statement, migrate
+from metier_infra.errors import BadSettings, BadSpec, GrantRefused, JournalGone, ModelFailed
 from metier_infra.journal import Call, Journal
 from metier_infra.messages import (
     DEAD_LETTERS,
@@ -171,6 +172,61 @@ async def test_a_call_is_answered_once_and_told_to_the_run(house: House) -> None
     stored = await house.journal.calls.get(call_id)
     assert stored is not None
     assert (stored.answer, stored.cost_usd, stored.attempt) == (event.data.answer, 0.01, 1)
+
+
+async def test_one_trace_goes_from_the_ask_through_the_tool_to_the_answer(house: House) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    until = time.time() + 30
+    call = Call(call_id=CallId("c"), run_id=RUN, agent="solver", task=Task(text="q"), deadline=until)
+    await house.journal.calls.request(call)
+    asked = CallRequested(run_id=RUN, call_id=call.call_id, agent="solver", task=call.task, deadline=until)
+    sent = Envelope(asked, "c/asked", "/test", RUN, traceparent=f"00-{trace}-b7ad6b7169203331-01")
+    await house.bus.publish(encode(tasks_topic("solver"), sent))
+    unsure = ModelTurn(text="ANSWER: 41\nCONFIDENCE: 0.1")
+    async with working(house.worker(ScriptedModel([unsure, CALLS_PYTHON, ANSWER]))):
+        (event,) = await house.answers(1)
+    (tool,) = house.lane.calls
+    carried = {str(one) for one in (sent.traceparent, tool.traceparent, event.traceparent)}
+    assert len(carried) == 3
+    assert {telemetry.trace_id(one) for one in carried} == {trace}
+
+
+@dataclass
+class Flickering:
+    """A database that does not answer its n-th write, once."""
+
+    inner: SqliteDatabase
+    at: int
+    writes: int = 0
+
+    async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
+        return await self.inner.read(sql, params)
+
+    async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
+        self.writes += 1
+        if self.writes == self.at:
+            raise JournalGone("the database restarts", after_s=0.0)
+        return await self.inner.write(*statements)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+@pytest.mark.parametrize("at", range(2, 9))
+async def test_a_journal_that_is_away_for_a_moment_costs_no_call_and_no_second_result(at: int) -> None:
+    inner = SqliteDatabase(":memory:")
+    await migrate(inner)
+    db = Flickering(inner, at + 1)  # the first write records the call, the second releases old claims
+    house = House(Journal(db))
+    await house.ask()
+    unsure = ModelTurn(text="ANSWER: 41\nCONFIDENCE: 0.1", cost_usd=0.01)
+    async with working(house.worker(ScriptedModel([unsure, CALLS_PYTHON, ANSWER]))):
+        (event,) = await house.answers(1)
+    await db.close()
+    assert db.writes > at + 1
+    assert event.data.answer is not None
+    assert (event.data.answer.model_turns, event.data.answer.tool_calls) == (3, 1)
+    assert len({call.tool_call_id for call in house.lane.calls}) == 1
 
 
 async def test_a_call_that_comes_twice_is_worked_on_once_and_answered_with_the_same_words(house: House) -> None:
