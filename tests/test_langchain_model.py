@@ -223,7 +223,7 @@ def test_a_missing_package_of_an_extra_is_named() -> None:
         "import sys\n"
         "from metier_agents.model import open_model\n"
         "from metier_infra.errors import MissingPackage\n"
-        "sys.modules['langchain_openai'] = None\n"
+        "sys.modules['langchain'] = None\n"
         "try:\n    open_model('openai:gpt-5')\nexcept MissingPackage as error:\n    print(error)\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
