@@ -1,0 +1,117 @@
+"""What every test may ask for: a broker's corner, a database, a journal and a bus of its own, each gone after the test.
+
+Kafka and Postgres are real, where the environment says (`make test` starts them). Where it says nothing, the test fails.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+from kafka.admin import KafkaAdminClient
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from metier_infra import kafka_topics
+from metier_infra.bus import Bus, MemoryBus
+from metier_infra.database import Database, migrate
+from metier_infra.journal import Journal
+from metier_infra.kafka_bus import KafkaBus
+from metier_infra.messages import DEAD_LETTERS, EVENTS_TOPIC, REQUESTS, RUNS, tasks_topic
+from metier_infra.postgres_journal import PostgresDatabase
+from metier_infra.settings import KafkaSettings, load
+from metier_infra.socket_bus import SocketBus, serve_bus
+from metier_infra.sqlite_journal import SqliteDatabase
+
+TOPICS = (REQUESTS, RUNS, EVENTS_TOPIC, DEAD_LETTERS, tasks_topic("helper"))
+"""What the `bus` and `topics` fixtures have: the system's topics, with one agent called `helper`."""
+
+
+def _service(variable: str) -> str:
+    place = os.environ.get(variable)
+    if not place:
+        pytest.fail(f"{variable} is not set: these tests need the real service; run them with `make test`")
+    return place
+
+
+@pytest.fixture
+def kafka() -> Iterator[KafkaSettings]:
+    """A corner of the real broker: a prefix that no other test has. Topics made under it are deleted afterwards."""
+    corner = {"bootstrap": _service("METIER_KAFKA_BOOTSTRAP"), "prefix": f"t-{secrets.token_hex(6)}."}
+    settings = load(KafkaSettings).model_copy(update=corner)
+    yield settings
+    admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap, client_id="metier-tests")
+    ours = [name for topic in admin.describe_topics() if (name := str(topic["name"])).startswith(settings.prefix)]
+    if ours:
+        admin.delete_topics(ours)
+    admin.close()
+
+
+@pytest.fixture
+def topics(kafka: KafkaSettings) -> KafkaSettings:
+    """The same corner, with the system's topics in it, two partitions each."""
+    kafka_topics.apply(kafka, [kafka_topics.Topic(name, 2, 1) for name in TOPICS])
+    return kafka
+
+
+@pytest.fixture
+def empty_postgres_url() -> Iterator[str]:
+    """A new, empty database on the real server."""
+    server, name = _service("METIER_POSTGRES_URL"), sql.Identifier(f"t_{secrets.token_hex(6)}")
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        yield make_conninfo(server, dbname=name.as_string().strip('"'))
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+@pytest.fixture
+async def postgres_url(empty_postgres_url: str) -> str:
+    """A new database with the journal's schema."""
+    db = await PostgresDatabase(empty_postgres_url, size=1).open()
+    await migrate(db)
+    await db.close()
+    return empty_postgres_url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    """An open database without a schema."""
+    if request.param == "sqlite":
+        db: Database = SqliteDatabase(tmp_path / "journal.db")
+    else:
+        db = await PostgresDatabase(str(request.getfixturevalue("empty_postgres_url"))).open()
+    yield db
+    await db.close()
+
+
+@pytest.fixture
+async def database(empty_database: Database) -> Database:
+    """An open database with the journal's schema."""
+    await migrate(empty_database)
+    return empty_database
+
+
+@pytest.fixture
+def journal(database: Database) -> Journal:
+    """A journal whose leases outlast any test."""
+    return Journal(database, lease_s=600)
+
+
+@pytest.fixture(params=["memory", "socket", "kafka"])
+async def bus(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bus]:
+    """A bus with the system's topics."""
+    async with AsyncExitStack() as after:
+        if request.param == "memory":
+            bus: Bus = MemoryBus()
+        elif request.param == "socket":
+            await after.enter_async_context(serve_bus(MemoryBus(), tmp_path / "bus.sock"))
+            bus = SocketBus(tmp_path / "bus.sock")
+        else:
+            bus = KafkaBus(request.getfixturevalue("topics"), client="metier-tests")
+        after.push_async_callback(bus.close)
+        yield bus

@@ -1,0 +1,217 @@
+"""The words on the wire: what one side encodes the other decodes, and no bytes whatever do more harm than `Undecodable`."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from metier_infra.errors import BuryRecord, Undecodable, UnknownEvent
+from metier_infra.messages import (
+    EVENTS,
+    Answer,
+    CallAnswered,
+    CallId,
+    CallRequested,
+    Candidate,
+    Decision,
+    DecisionMade,
+    Delivery,
+    Envelope,
+    Event,
+    Failure,
+    Record,
+    RunAccepted,
+    RunFailed,
+    RunId,
+    RunRequested,
+    RunStarted,
+    RunSucceeded,
+    Task,
+    decode,
+    encode,
+    stable_id,
+    tasks_topic,
+)
+from metier_infra.service import dead_letter
+
+RUN, CALL = RunId("a" * 32), CallId("b" * 32)
+FAILURE = Failure(code="call_failed", message="the model refused — “no”")
+ANSWER = Answer(text="42", agent="coder", model="m", policy="autonomous", confidence=0.5, cost_usd=0.01)
+DECISION = Decision(
+    category="math_word",
+    chosen=("a",),
+    topology="specialist",
+    reason="cheap",
+    router="r.v1",
+    candidates=(Candidate(agent="a", score=0.9, propensity=1.0),),
+)
+TASK = Task(text="6·7 = ?", category="math_word", context={"nested": [1, None, {"ключ": "значение"}]})
+SAMPLES: tuple[Event, ...] = (
+    RunRequested(workflow="specialists", input={"question": "6·7 = ?", "n": 1.5, "none": None}, version="v"),
+    RunAccepted(run_id=RUN, workflow="w"),
+    CallRequested(run_id=RUN, call_id=CALL, agent="coder", task=TASK, deadline=1e9),
+    CallAnswered(run_id=RUN, call_id=CALL, answer=ANSWER),
+    CallAnswered(run_id=RUN, call_id=CALL, failure=FAILURE),
+    DecisionMade(run_id=RUN, decision=DECISION),
+    RunStarted(run_id=RUN, workflow="w", version="v"),
+    RunSucceeded(run_id=RUN, request_id="e", workflow="w", result={"answer": "42"}, cost_usd=0.25),
+    RunFailed(run_id=RUN, request_id="e", workflow="w", failure=FAILURE, cost_usd=0.25),
+)
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+WHEN = datetime(2026, 11, 24, 7, 0, tzinfo=UTC)
+
+
+def enveloped(event: Event) -> Envelope[Event]:
+    return Envelope(event, "id-1", "/test", "ключ", "subject", TRACE, WHEN)
+
+
+def delivered(record: Record) -> Delivery:
+    return Delivery(record.topic, 0, 0, record.key, record.value, record.headers)
+
+
+def test_there_is_a_sample_of_every_event_type() -> None:
+    assert {type(sample) for sample in SAMPLES} == set(EVENTS.values())
+
+
+@pytest.mark.parametrize("event", SAMPLES, ids=lambda event: type(event).__name__)
+def test_every_event_comes_back_as_it_was_with_its_whole_envelope(event: Event) -> None:
+    assert decode(delivered(encode("t", enveloped(event)))) == enveloped(event)
+
+
+def test_an_event_without_subject_and_trace_comes_back_without_them() -> None:
+    bare = Envelope[Event](SAMPLES[1], "id", "/s", "k", time=WHEN)
+    assert decode(delivered(encode("t", bare))) == bare
+
+
+def test_a_plain_producer_can_write_what_we_read() -> None:
+    """The form on the wire is a promise to programs that import nothing of ours."""
+    headers = (
+        ("ce_specversion", b"1.0"),
+        ("ce_id", b"order-17"),
+        ("ce_source", b"/shop"),
+        ("ce_type", b"io.metier.run.requested.v1"),
+        ("content-type", b"application/json"),
+    )
+    found = decode(Delivery("metier.requests", 0, 0, b"k", b'{"workflow": "w", "input": {"q": 1}}', headers))
+    assert (found.id, found.source, found.data) == ("order-17", "/shop", RunRequested(workflow="w", input={"q": 1}))
+
+
+def test_a_plain_consumer_can_read_what_we_write() -> None:
+    record = encode("metier.events", enveloped(SAMPLES[7]))
+    assert json.loads(record.value) == {
+        "run_id": RUN,
+        "request_id": "e",
+        "workflow": "w",
+        "result": {"answer": "42"},
+        "cost_usd": 0.25,
+    }
+    assert record.key == "ключ".encode()
+    headers = dict(record.headers)
+    assert headers["ce_type"] == b"io.metier.run.succeeded.v1"
+    assert headers["ce_id"] == b"id-1"
+    assert headers["ce_specversion"] == b"1.0"
+    assert headers["content-type"] == b"application/json"
+    assert headers["traceparent"] == TRACE.encode()
+    assert headers["ce_partitionkey"].decode() == "ключ"
+
+
+def test_fields_that_a_later_version_adds_are_ignored() -> None:
+    record = encode("t", enveloped(SAMPLES[1]))
+    wider = replace(record, value=json.dumps({**json.loads(record.value), "later": [1]}).encode())
+    assert decode(delivered(wider)).data == SAMPLES[1]
+
+
+def test_data_that_does_not_fit_is_undecodable_and_the_sentence_names_the_field() -> None:
+    record = encode("t", enveloped(SAMPLES[1]))
+    with pytest.raises(Undecodable, match="does not fit its type: workflow: Field required"):
+        decode(delivered(replace(record, value=b'{"run_id": "r"}')))
+
+
+def test_another_systems_event_is_unknown_not_undecodable() -> None:
+    record = encode("t", enveloped(SAMPLES[1]))
+    headers = tuple((name, b"com.shop.sold" if name == "ce_type" else value) for name, value in record.headers)
+    with pytest.raises(UnknownEvent, match=r"'com\.shop\.sold' is not one of ours"):
+        decode(delivered(replace(record, headers=headers)))
+
+
+NAMES = st.sampled_from(["ce_id", "ce_source", "ce_type", "ce_specversion", "ce_time", "content-type", "traceparent"])
+TYPES = st.sampled_from([kind.encode() for kind in EVENTS])
+VALUES = st.one_of(st.binary(max_size=40), st.just(b"1.0"), st.just(b"application/json"), st.text().map(str.encode))
+ANY_TEXT = st.text(st.characters())  # with lone surrogates, which JSON can spell and UTF-8 cannot
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | ANY_TEXT | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+BODIES = st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode())
+
+
+@given(
+    headers=st.dictionaries(NAMES | st.text(max_size=8), VALUES | TYPES, max_size=8),
+    value=BODIES,
+    key=st.none() | st.binary(max_size=8),
+    whole=st.booleans(),
+    kind=TYPES,
+)
+def test_no_bytes_raise_anything_but_what_is_buried_and_the_dead_letter_can_be_written(
+    headers: dict[str, bytes], value: bytes, key: bytes | None, whole: bool, kind: bytes
+) -> None:
+    envelope = {"ce_id": b"i", "ce_source": b"/s", "ce_specversion": b"1.0", "ce_type": kind}
+    hostile = Delivery("t", 0, 0, key, value, tuple({**(envelope if whole else {}), **headers}.items()))
+    try:
+        decode(hostile)
+    except BuryRecord as error:
+        letter = dead_letter(hostile, error)
+        assert (letter.key, letter.value) == (key, value)
+        assert letter.headers[: len(hostile.headers)] == hostile.headers
+
+
+@given(fields=st.dictionaries(st.sampled_from(["run_id", "call_id", "workflow", "input", "task"]), JSON), kind=TYPES)
+def test_well_formed_json_of_any_shape_decodes_or_is_buried(fields: dict[str, object], kind: bytes) -> None:
+    headers = (("ce_id", b"i"), ("ce_source", b"/s"), ("ce_specversion", b"1.0"), ("ce_type", kind))
+    with suppress(Undecodable, UnknownEvent):
+        decode(Delivery("t", 0, 0, b"k", json.dumps(fields).encode(), headers))
+
+
+@given(place=st.integers(min_value=0), flip=st.integers(min_value=1, max_value=255))
+def test_one_flipped_byte_in_a_good_event_is_decoded_or_buried(place: int, flip: int) -> None:
+    record = encode("t", enveloped(SAMPLES[2]))
+    value = bytearray(record.value)
+    value[place % len(value)] ^= flip
+    with suppress(BuryRecord):
+        decode(delivered(replace(record, value=bytes(value))))
+
+
+def test_words_are_frozen() -> None:
+    for field in Task.model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(TASK, field, "other")
+
+
+@pytest.mark.parametrize(
+    ("parts", "golden"),
+    [
+        (("run", "/shop", "order-17"), "1dcdcea1df38e356144a2907ccd6f1a0"),
+        (("call", "a", "node:task", 1), "a850fddf6b52beeaa41ea78775647739"),
+        ((), "4f53cda18c2baa0c0354bb5f9a3ecbe5"),
+    ],
+)
+def test_ids_depend_on_their_parts_alone_and_never_change(parts: tuple[str | int, ...], golden: str) -> None:
+    """A run in flight through an upgrade finds its calls again only if these stay."""
+    assert stable_id(*parts) == golden
+
+
+def test_ids_do_not_run_their_parts_together() -> None:
+    ids = [stable_id("ab", "c"), stable_id("a", "bc"), stable_id("abc"), stable_id("a", 1), stable_id("a", "1")]
+    assert len(set(ids)) == len(ids)
+
+
+def test_each_agent_has_a_topic_of_its_own() -> None:
+    assert tasks_topic("coder") == "metier.agents.coder.tasks"
