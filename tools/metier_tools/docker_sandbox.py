@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
+import uuid
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar, cast
 
@@ -64,9 +64,21 @@ class _Created(BaseModel):
     id: str = Field(alias="Id", pattern=r"^[0-9a-f]{64}$")
 
 
-class _Listed(BaseModel):
+class Listed(BaseModel):
+    """One container as the engine lists it."""
+
     id: str = Field(alias="Id", pattern=r"^[0-9a-f]{64}$")
     labels: dict[str, str] = Field(alias="Labels")
+
+    @property
+    def owner(self) -> str:
+        """The process that it belongs to."""
+        return self.labels.get(owner.LABEL, "")
+
+    @property
+    def name(self) -> str:
+        """What its owner calls it."""
+        return self.labels.get(owner.BOX, "")
 
 
 class _Image(BaseModel):
@@ -78,8 +90,8 @@ class Box:
     """One container and the line to its PID 1."""
 
     id: str
+    name: str
     line: Conversation
-    booted_at: float = field(default_factory=time.monotonic)
 
     def alive(self) -> bool:
         """See `pool.Poolable`."""
@@ -167,10 +179,10 @@ class Engine:
         with suppress(NotFound, EngineGone):
             self.ask(lambda client: client.remove_container(container, True, force=True))
 
-    def owned(self) -> dict[str, str]:
-        """Containers that bear our label: id to owner."""
+    def sandboxes(self) -> list[Listed]:
+        """Every container that bears our label, whoever owns it."""
         found = self.ask(lambda client: client.containers(all=True, filters={"label": owner.LABEL}))
-        return {one.id: one.labels[owner.LABEL] for one in map(_Listed.model_validate, found)}
+        return [Listed.model_validate(one) for one in found]
 
 
 class DockerSandbox:
@@ -183,8 +195,9 @@ class DockerSandbox:
         self, settings: SandboxSettings, profile: limits.Profile | None = None, *, base_url: str | None = None
     ) -> None:
         self._settings, self._profile = settings, profile or limits.Profile()
-        self._engine, self._owner = Engine(base_url), owner.me()
+        self._engine, self.owner = Engine(base_url), owner.another()
         self._stop = threading.Event()
+        self._names: set[str] = set()
         self.image = self._resolve()
         self._pool = Pool(self._boot, self._bury, Sizes(settings.pool, settings.limit, settings.idle_s))
         self._reaper = threading.Thread(target=self._reap_for_ever, name="sandbox-reaper", daemon=True)
@@ -199,7 +212,16 @@ class DockerSandbox:
             raise MissingService(f"{error}; start Docker, or set DOCKER_HOST to where it listens") from error
 
     def _boot(self) -> Box:
-        labels = {owner.LABEL: self._owner}
+        name = uuid.uuid4().hex
+        self._names.add(name)
+        try:
+            return self._booted(name)
+        except BaseException:
+            self._names.discard(name)
+            raise
+
+    def _booted(self, name: str) -> Box:
+        labels = {owner.LABEL: self.owner, owner.BOX: name}
         config = limits.container(self._profile, self.image, _PROGRAM, labels, self._settings.runtime)
         container = self._engine.create(config)
         try:
@@ -214,7 +236,7 @@ class DockerSandbox:
         except BaseException:
             self._engine.remove(container)
             raise
-        return Box(container, line)
+        return Box(container, name, line)
 
     def _bury(self, box: Box) -> None:
         """Polite and cheap first: stdin ends, PID 1 ends, the engine removes the container. Then by force."""
@@ -224,6 +246,8 @@ class DockerSandbox:
                 self._engine.remove(box.id)
         except MetierError as error:
             log.warning("container not removed", action="reap_later", container=box.id[:12], error=str(error))
+        finally:
+            self._names.discard(box.name)
 
     @contextmanager
     def hold(self, lease: str, wait_s: float) -> Generator[Held]:
@@ -263,11 +287,11 @@ class DockerSandbox:
             raise MissingService(f"this container engine does not enforce: {'; '.join(missing)}")
 
     def reap(self) -> None:
-        """Remove containers whose owner is dead. Raises `EngineGone`."""
-        for container, bearer in self._engine.owned().items():
-            if owner.is_orphan(bearer):
-                log.warning("orphan removed", action="reap", container=container[:12], owner=bearer)
-                self._engine.remove(container)
+        """Remove containers whose owner is dead, and our own that were lost when the engine went away. Raises `EngineGone`."""
+        for one in self._engine.sandboxes():
+            if owner.is_orphan(one.owner) or (one.owner == self.owner and one.name not in self._names):
+                log.warning("orphan removed", action="reap", container=one.id[:12], owner=one.owner)
+                self._engine.remove(one.id)
 
     def _reap_for_ever(self) -> None:
         while not self._stop.wait(REAP_S):
@@ -281,3 +305,5 @@ class DockerSandbox:
         self._stop.set()
         self._pool.close()
         self._reaper.join(5.0)
+        with suppress(EngineGone):
+            self.reap()

@@ -1,4 +1,4 @@
-"""Whose container is this? A name for this process that no later process can have, and whether its bearer still lives.
+"""Whose container is this? Names that no later process can have, and whether their bearer still lives.
 
 `docker_sandbox` labels every container with it and removes those whose owner is dead.
 """
@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 LABEL = "io.metier.sandbox.owner"
+BOX = "io.metier.sandbox.box"
+"""A name that the owner gave the container before it asked the engine for it."""
 
 
 def me() -> str:
@@ -16,10 +19,14 @@ def me() -> str:
     return f"{os.uname().nodename}|{os.getpid()}|{_started(os.getpid())}"
 
 
+def another() -> str:
+    """A new owner in this process."""
+    return f"{me()}|{uuid.uuid4().hex}"
+
+
 def is_orphan(owner: str) -> bool:
-    """Whether this owner was a process of this host that has ended. Of other hosts nothing is known: no."""
-    host, _, rest = owner.partition("|")
-    pid, _, started = rest.partition("|")
+    """Whether this owner was in a process of this host that has ended. Of other hosts nothing is known: no."""
+    host, pid, started, *_ = [*owner.split("|"), "", ""]
     return host == os.uname().nodename and pid.isdigit() and _started(int(pid)) != started
 
 

@@ -309,9 +309,12 @@ def exit_code(given: object) -> int:
 
 def explain(error: BaseException, source: bytes) -> None:
     """Print the traceback as Python does, with the program's own lines and without ours."""
-    import linecache
-    import traceback
-
+    try:
+        import linecache
+        import traceback
+    except (ImportError, OSError):  # no descriptor or memory is left to read these modules
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return
     lines = source.decode("utf-8", "replace").splitlines(keepends=True)
     linecache.cache["<tool>"] = (len(source), None, lines, "<tool>")
     trace = error.__traceback__.tb_next if error.__traceback__ else None
