@@ -25,6 +25,7 @@ from services import Service
 from state import REPOSITORY, State
 
 IMAGE_VARIABLE = "METIER_SANDBOX_IMAGE"
+KEY_VARIABLE = "METIER_GRANT_KEY"
 
 
 def up(options: argparse.Namespace) -> int:
@@ -56,12 +57,14 @@ def _bring_up(state: State, options: argparse.Namespace) -> list[Service]:
 
 
 def _write_env(state: State, given: Mapping[str, str]) -> dict[str, str]:
-    """Record where each service that is up can be reached, and the sandbox image."""
+    """Record where each service that is up can be reached, the sandbox image, and the key that signs tool calls."""
     ours = {name: one.url for name, one in services.every(state).items() if process.running(one.pidfile)}
     urls = {**ours, **given}
     values = {variable: urls[name] for name, variable in services.VARIABLES.items() if name in urls}
     if "docker" in urls:
         values[IMAGE_VARIABLE] = _sandbox_image(urls["docker"])
+    if "redis" in urls:
+        values[KEY_VARIABLE] = os.environ.get(KEY_VARIABLE) or state.secret()
     state.write_env(values)
     return values
 

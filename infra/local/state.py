@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import tempfile
@@ -93,7 +94,16 @@ class State:
         """Write the env file, or remove it when nothing is up."""
         self.env_file.unlink(missing_ok=True)
         if values:
+            self.env_file.touch(mode=0o600)
             self.env_file.write_text("".join(f"export {name}={shlex.quote(text)}\n" for name, text in values.items()))
+
+    def secret(self) -> str:
+        """Return this stack's secret, drawn once and kept where only its owner reads it."""
+        record = self.root / "secret"
+        if not record.exists():
+            record.touch(mode=0o600)
+            record.write_text(secrets.token_hex(32))
+        return record.read_text()
 
     @contextmanager
     def locked(self) -> Generator[None]:
@@ -109,7 +119,7 @@ class State:
             shutil.rmtree(record.read_text().strip(), ignore_errors=True)
         for name in _OWN:
             shutil.rmtree(self.root / name, ignore_errors=True)
-        for name in ("annex", "ports.json", "env", "lock"):
+        for name in ("annex", "ports.json", "secret", "env", "lock"):
             (self.root / name).unlink(missing_ok=True)
         if not any(self.root.iterdir()):
             self.root.rmdir()
