@@ -195,8 +195,10 @@ class MemoryBus:
                     await lanes.admit(delivery, partial(done, delivery.offset))
                 else:
                     grew = asyncio.create_task(log.grew.wait())
-                    await asyncio.wait([grew, stopping], return_when=asyncio.FIRST_COMPLETED)
-                    grew.cancel()
+                    try:
+                        await asyncio.wait([grew, stopping], return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        grew.cancel()
         finally:
             stopping.cancel()
 
