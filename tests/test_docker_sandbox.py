@@ -265,20 +265,24 @@ def test_no_engine_is_said_so(tmp_path: Path) -> None:
         ({"warm": 1, "alive": 4, "idle": 3}, "warm"),
         ({"warm": 0, "alive": 3, "idle": 3}, "boot"),
         ({"warm": 0, "alive": 4, "idle": 1}, "evict"),
-        ({"warm": 0, "alive": 4, "idle": 1, "dying": 1}, "wait"),
-        ({"warm": 0, "alive": 4, "idle": 1, "dying": 1, "seekers": 2}, "evict"),
+        ({"warm": 0, "alive": 4, "idle": 1, "coming": 1}, "wait"),
+        ({"warm": 0, "alive": 4, "idle": 1, "coming": 1, "seekers": 2}, "evict"),
         ({"warm": 0, "alive": 4, "idle": 0}, "wait"),
     ],
 )
 def test_how_a_lease_gets_a_container(state: dict[str, int], move: str) -> None:
-    assert next_move(**({"limit": 4, "dying": 0, "seekers": 1} | state)) == move
+    assert next_move(**({"limit": 4, "coming": 0, "seekers": 1} | state)) == move
 
 
 @pytest.mark.parametrize(
     ("warm", "booting", "alive", "count"), [(0, 0, 0, 2), (1, 1, 2, 0), (0, 0, 3, 1), (0, 0, 9, 0)]
 )
 def test_how_many_are_booted_ahead(warm: int, booting: int, alive: int, count: int) -> None:
-    assert to_boot(warm=warm, booting=booting, alive=alive, sizes=Sizes(warm=2, limit=4, idle_s=1)) == count
+    assert to_boot(warm=warm, booting=booting, alive=alive, seekers=0, sizes=Sizes(warm=2, limit=4, idle_s=1)) == count
+
+
+def test_none_is_booted_ahead_while_a_lease_seeks_one() -> None:
+    assert to_boot(warm=0, booting=0, alive=3, seekers=1, sizes=Sizes(warm=2, limit=4, idle_s=1)) == 0
 
 
 @dataclass

@@ -70,21 +70,22 @@ class Lease(Generic[B]):
         return self.box is not None and not self.busy and not self.waiting
 
 
-def next_move(*, warm: int, alive: int, limit: int, idle: int, dying: int, seekers: int) -> Move:
+def next_move(*, warm: int, alive: int, limit: int, idle: int, coming: int, seekers: int) -> Move:
     """How a lease without a container gets one.
 
-    `alive` counts all containers, those that boot or end included; no more are evicted than there are leases that seek one.
+    `alive` counts all containers, those that boot or end included. `coming` will be free without our doing: they boot ahead, or end.
+    No more are evicted than there are leases that seek one.
     """
     if warm:
         return "warm"
     if alive < limit:
         return "boot"
-    return "evict" if idle and dying < seekers else "wait"
+    return "evict" if idle and coming < seekers else "wait"
 
 
-def to_boot(*, warm: int, booting: int, alive: int, sizes: Sizes) -> int:
-    """How many containers to boot ahead."""
-    return max(0, min(sizes.warm - warm - booting, sizes.limit - alive))
+def to_boot(*, warm: int, booting: int, alive: int, seekers: int, sizes: Sizes) -> int:
+    """How many containers to boot ahead: leases that seek one now come first."""
+    return max(0, min(sizes.warm - warm - booting, sizes.limit - alive - seekers))
 
 
 class Pool(Generic[B]):
@@ -189,7 +190,7 @@ class Pool(Generic[B]):
             alive=self._alive,
             limit=self._sizes.limit,
             idle=len(self._idle()),
-            dying=self._dying,
+            coming=self._dying + self._booting,
             seekers=self._seekers,
         )
 
@@ -260,7 +261,9 @@ class Pool(Generic[B]):
             self._buried(box)
         if time.monotonic() < self._not_before:
             return
-        count = to_boot(warm=len(self._warm), booting=self._booting, alive=self._alive, sizes=self._sizes)
+        count = to_boot(
+            warm=len(self._warm), booting=self._booting, alive=self._alive, seekers=self._seekers, sizes=self._sizes
+        )
         for _ in range(count):
             self._alive += 1
             self._booting += 1
