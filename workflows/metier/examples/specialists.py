@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 import re
+from contextlib import suppress
 from typing import Annotated, Literal, TypedDict
 
 from langgraph.graph import END, START, StateGraph
@@ -128,11 +129,11 @@ async def combine(state: State) -> Update:
 
 
 def comparable(text: str) -> str:
-    """Numbers agree by value, everything else by its text."""
-    try:
+    """Numbers agree by value, quoted and bare text alike, everything else by its text."""
+    with suppress(ValueError):
         return format(float(text.replace(",", "")), ".9g")
-    except ValueError:
-        return plain(text)
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
+    return plain(text[1:-1] if quoted else text)
 
 
 @workflow("specialists", input=Question)
