@@ -205,6 +205,44 @@ def test_a_program_is_an_ordinary_python_program(box: DockerSandbox) -> None:
     )
 
 
+def test_the_standard_library_works(box: DockerSandbox) -> None:
+    outcome = python(
+        box,
+        "import asyncio, concurrent.futures, sqlite3, subprocess, tempfile\n"
+        "async def main():\n"
+        "    child = await asyncio.create_subprocess_exec('echo', 'child', stdout=-1)\n"
+        "    return (await child.communicate())[0]\n"
+        "print(asyncio.run(main()), subprocess.run(['sh', '-c', 'echo $((6*7))'], capture_output=True, text=True).stdout)\n"
+        "with concurrent.futures.ThreadPoolExecutor() as pool: print(sum(pool.map(abs, range(-3, 0))))\n"
+        "with tempfile.NamedTemporaryFile() as file: print(sqlite3.connect(file.name).execute('select 6*7').fetchone())\n"
+        "try: input()\nexcept EOFError: print('no input')",
+    )
+    assert (outcome.stderr, outcome.stdout) == ("", "b'child\\n' 42\n\n6\n(42,)\nno input\n")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "import os, signal\nfor n in (9, 15, 19, 2, 1): os.kill(1, n)",
+        "import os; os.sched_setaffinity(1, {0})",
+        "import resource; resource.prlimit(1, resource.RLIMIT_NOFILE, (20, 20))",
+        "import os; os.setpriority(os.PRIO_PROCESS, 1, 19)",
+        "import os; os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))",
+        "import os; os.kill(-1, 19)",
+        "import os; os.kill(os.getppid(), 9); os.kill(os.getpid(), 9)",
+        "import os\nfor n in range(300):\n    os.mkdir('d'); os.chdir('d')",
+    ],
+)
+def test_an_attack_on_pid1_harms_no_later_call(box: DockerSandbox, attack: str) -> None:
+    outcome = python(box, attack, 1.0)
+    assert outcome.status in {"ok", "error", "timeout"}
+    seen = python(
+        box,
+        "import os, resource; print(os.getpriority(0, 1), resource.prlimit(1, resource.RLIMIT_NOFILE), os.listdir('/tmp'))",
+    )
+    assert seen.stdout == "0 (256, 256) []\n"
+
+
 def test_binary_output_and_closed_descriptors_are_results(box: DockerSandbox) -> None:
     assert python(box, "import os; os.write(1, bytes(range(256)))").stdout.startswith("�\x01\x02")
     assert python(box, "import os; os.closerange(0, 3)").status in {"ok", "error"}
@@ -372,6 +410,7 @@ def test_an_idle_lease_is_ended_and_the_pool_is_kept_warm() -> None:
     yard = Yard()
     with yard.pool(warm=1, limit=3, idle_s=0.2) as pool:
         assert until(lambda: len(yard.booted) == 1, 2)
+        time.sleep(0.2)
         with pool.hold("a", 1) as taken:
             assert not taken.cold
         assert until(lambda: yard.buried == [0], 2)

@@ -121,13 +121,16 @@ class _Letter:
 
 
 class _Publisher(threading.Thread):
-    """Publishes off the event loop, since Celery blocks. A message that cannot be sent is dropped: its caller sends again."""
+    """Publishes off the event loop, since Celery blocks. A message that cannot be sent is dropped: its caller sends again.
+
+    It has a connection of its own: kombu's pools are shared by the whole process.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__(name="tool-publisher", daemon=True)
-        self._config = config
         self._letters: queue.SimpleQueue[_Letter | None] = queue.SimpleQueue()
         self._app = make_app(config)
+        self._producer: Any = None
 
     def post(self, letter: _Letter | None) -> None:
         """Hand over a message; None ends the thread."""
@@ -139,14 +142,25 @@ class _Publisher(threading.Thread):
             try:
                 self._publish(letter)
             except Exception as error:  # kombu lets many kinds through; all mean that the broker did not take it
+                self._hang_up()
                 log.warning(
                     "tool call not sent", action="send_again", tool_call_id=letter.call.tool_call_id, error=str(error)
                 )
-                self._app = make_app(self._config)
+        self._hang_up()
 
     def _publish(self, letter: _Letter) -> None:
-        body = letter.call.model_dump_json()
-        self._app.send_task(TASK, (body, letter.reply_list), queue=letter.queue, retry=False, ignore_result=True)
+        if self._producer is None:
+            self._producer = self._app.amqp.Producer(self._app.connection_for_write())
+        arguments = (letter.call.model_dump_json(), letter.reply_list)
+        self._app.send_task(
+            TASK, arguments, queue=letter.queue, producer=self._producer, retry=False, ignore_result=True
+        )
+
+    def _hang_up(self) -> None:
+        producer, self._producer = self._producer, None
+        with contextlib.suppress(Exception):  # the connection may be broken already
+            if producer is not None:
+                producer.connection.close()
 
 
 def pauses(first_s: float, left_s: float) -> Generator[float]:
@@ -236,7 +250,8 @@ class CeleryLane:
                     failures += 1
                     await self._lost(error, failures)
                 else:
-                    self._deliver(item)
+                    if item is not None:
+                        self._deliver(item)
         finally:
             await client.aclose()
 
@@ -262,6 +277,9 @@ class CeleryLane:
     async def close(self) -> None:
         """See `ToolLane.close`."""
         self._closed = True
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(LaneGone("the tool lane was closed under the call"))
         if self._publisher is not None:
             self._publisher.post(None)
             await asyncio.to_thread(self._publisher.join, 5.0)
@@ -300,6 +318,7 @@ class _Child:
             self._relay = self._relay or RelayClient(self._config.relay)
             reply = self._relay.ask(call.encode())
         except (OSError, LaneGone) as error:
+            self._relay = None
             raise Reject(str(error), requeue=True) from error
         self._push(reply_list, reply)
 

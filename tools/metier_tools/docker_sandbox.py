@@ -36,6 +36,8 @@ BOOT_S = 20.0
 """How long a container may take until its PID 1 answers; seconds."""
 ENGINE_S = 15
 """How long the engine may take for one request; seconds."""
+ENDS_S = 0.5
+"""How long an engine that ends may still answer after it killed its containers; seconds."""
 REAP_S = 30.0
 """How often containers of dead owners are looked for; seconds."""
 _ATTACH = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
@@ -51,6 +53,7 @@ class _Client(Protocol):
     """What we use of docker-py. What it returns is the engine's word, and is checked where it enters."""
 
     def ping(self) -> object: ...
+    def close(self) -> None: ...
     def inspect_image(self, image: str, /) -> object: ...
     def create_container_from_config(self, config: dict[str, JsonValue], /) -> object: ...
     def attach_socket(self, container: str, params: dict[str, int]) -> _Stream: ...
@@ -114,8 +117,15 @@ class Engine:
         except APIError as error:
             raise EngineGone(f"the container engine refused: {error.explanation or error}") from error
         except (DockerException, RequestException, OSError) as error:
-            self._local.client = None
+            self._drop()
             raise EngineGone(f"the container engine does not answer: {error}") from error
+
+    def _drop(self) -> None:
+        """Forget this thread's client: its connections may be dead."""
+        client: _Client | None = getattr(self._local, "client", None)
+        self._local.client = None
+        if client is not None:
+            client.close()
 
     def _client(self) -> _Client:
         client: _Client | None = getattr(self._local, "client", None)
@@ -263,11 +273,15 @@ class DockerSandbox:
         outcome = box.line.run(request)
         if outcome.status != "died":
             return outcome
+        if self._engine_ends():
+            raise EngineGone("the container engine went away under the call")
         if self._stop.is_set():
             raise LaneGone("the sandbox was closed under the call")
-        if not self._engine.answers():
-            raise EngineGone("the container engine went away under the call")
         return outcome
+
+    def _engine_ends(self) -> bool:
+        """Whether a container died because the engine does: an engine that is told to end kills containers first, so look twice."""
+        return not self._engine.answers() or (not self._stop.wait(ENDS_S) and not self._engine.answers())
 
     def release(self, lease: str) -> None:
         """See `Sandbox.release`."""

@@ -1,4 +1,4 @@
-"""A call in, a result out: verify the grant, check the arguments, keep the deadline, run, observe.
+"""A call in, a result out: keep the deadline, verify the grant, check the arguments, run, observe.
 
 Lanes hand it calls from many threads; it hands on to the sandbox. What is finished or under way is known by its `tool_call_id`, so that a
 call sent twice runs once in this process.
@@ -79,6 +79,8 @@ class Runner:
 
     def run(self, call: ToolCall) -> ToolResult:
         """The result of a call, from before if it is known. Raises as `ToolLane.call` says, and `MissingService`."""
+        if call.deadline <= time.time():
+            raise DeadlineMissed(f"the deadline of tool call {call.tool_call_id} had passed before it could start")
         grant.verify(self._key, call)
         return self._once.run(call.tool_call_id, lambda: self._observed(call))
 
@@ -97,8 +99,6 @@ class Runner:
             return ToolResult(status="refused", stderr=spec.sentence)
         if spec.runs is None:
             return ToolResult(status="refused", stderr=f"this runner cannot run tools of kind {spec.kind}")
-        if call.deadline <= time.time():
-            raise DeadlineMissed(f"the deadline of tool call {call.tool_call_id} had passed before it could start")
         return self._run(call, spec.runs)
 
     def _run(self, call: ToolCall, program: Program) -> ToolResult:
