@@ -464,7 +464,7 @@ def test_a_call_in_hand_ends_when_the_sandbox_is_closed() -> None:
         time.sleep(0.5)
         sandbox.close()
         with pytest.raises(LaneGone):
-            running.result(3)
+            running.result(5)
 
 
 HOLDER = """

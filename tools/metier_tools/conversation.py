@@ -7,6 +7,7 @@ returns an outcome at most `GRACE_S` after the program's time. After a `broken` 
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,12 +64,13 @@ class Said:
 
 
 class Conversation:
-    """Speaks with PID 1 over a connected socket that carries the engine's multiplexed stream. For one thread at a time."""
+    """Speaks with PID 1 over a connected socket that carries the engine's multiplexed stream. One call at a time."""
 
     def __init__(self, line: socket.socket, profile: Profile) -> None:
         self._line = line
         self._profile = profile
         self._demux, self._frames = Demux(), Frames()
+        self._in_use = threading.Lock()
         self.broken = False
 
     def greet(self, within_s: float) -> bool:
@@ -84,8 +86,10 @@ class Conversation:
 
     def alive(self) -> bool:
         """Whether the line is open and silent, as it must be between calls."""
-        if self.broken:
-            return False
+        with self._in_use:
+            return not self.broken and self._silent()
+
+    def _silent(self) -> bool:
         self._line.settimeout(0)
         try:
             self._line.recv(1, socket.MSG_PEEK)
@@ -100,8 +104,9 @@ class Conversation:
         began = time.monotonic()
         timeout_s = min(request.timeout_s, self._profile.longest_s)
         output = Output(self._profile.keep_bytes, self._profile.flood_bytes)
-        said = self._speak(request, timeout_s, output)
-        self.broken = said.end is None or said.end.dirty > 0
+        with self._in_use:
+            said = self._speak(request, timeout_s, output)
+            self.broken = self.broken or said.end is None or said.end.dirty > 0
         if self.broken:
             log.info("container spoilt", action="drop", reason=said.broken, dirty=said.end.dirty if said.end else None)
         return outcome(said, output, 1000 * (time.monotonic() - began))
@@ -135,11 +140,15 @@ class Conversation:
         return self._frames.feed(self._demux.feed(data))
 
     def hang_up(self) -> None:
-        """End of stdin: PID 1 ends, and with it all that runs in the container."""
+        """End of stdin: PID 1 ends, and with it all that runs in the container. From any thread; a call in hand ends as `died`.
+
+        The socket is closed only when no thread is in it, since its number is given to the next one at once.
+        """
         self.broken = True
         with suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
-        self._line.close()
+        with self._in_use:
+            self._line.close()
 
 
 def _take(frames: list[Frame], output: Output) -> End | None:
