@@ -2,6 +2,9 @@
 
 One thread owns each consumer and hands records to asyncio; what is finished comes back to the thread, which commits the first
 pending offset. While more is in hand than the handlers can take, partitions are paused, so the group's heartbeat never waits for work.
+
+A poll always takes all that was fetched: kafka-python 3.0.12 loses sight of a partition that is paused while a part of its fetched
+records was taken, when another one's were taken meanwhile. It never asks for that partition again.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import queue
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +34,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 POLL_MS = 200
+FULL_POLL_MS = 10
+ALL_FETCHED = 1 << 30
 COMMIT_EVERY_S = 0.2
+CONNECTING = {"bootstrap_timeout_ms": 5_000, "reconnect_backoff_max_ms": 1_000}
+"""A broker that is away is said to be so after 5 s, and found again within a second of its return (the client's own: 30 s each)."""
 Taken = tuple[TopicPartition, Offsets, int]
 
 
@@ -78,6 +86,7 @@ class KafkaBus:
                 delivery_timeout_ms=30_000,
                 request_timeout_ms=10_000,
                 max_request_size=8 << 20,
+                **CONNECTING,
             )
         prefix = self._settings.prefix
         return [_append(self._producer, prefix, record, loop) for record in records]
@@ -93,7 +102,6 @@ class KafkaBus:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             puller.stop_fetching()
             if not lanes.failed.done():
-                await puller.idle()
                 await lanes.drain()
         finally:
             stopping.cancel()
@@ -140,6 +148,7 @@ class _Puller:
         self._fetching = True
         self._ending = False
         self._ready = False
+        self._handing: asyncio.Task[None] | None = None
         self._parts: dict[TopicPartition, Offsets] = {}
         self._committed: dict[TopicPartition, int] = {}
         self._finished: queue.SimpleQueue[Taken] = queue.SimpleQueue()
@@ -148,7 +157,7 @@ class _Puller:
 
     async def run(self, lanes: Lanes) -> None:
         """Pull until `end`; hand each record to a free lane."""
-        handing = asyncio.create_task(self._hand_over(lanes))
+        handing = self._handing = asyncio.create_task(self._hand_over(lanes))
         try:
             await asyncio.to_thread(self._pull)
         except KafkaError as error:
@@ -161,16 +170,17 @@ class _Puller:
     async def _hand_over(self, lanes: Lanes) -> None:
         while True:
             delivery, taken = await self._handed.get()
-            await lanes.admit(delivery, partial(self._finished.put, taken))
-            self._handed.task_done()
-
-    async def idle(self) -> None:
-        """Wait until every record that was pulled has a lane."""
-        await self._handed.join()
+            part, offsets, _ = taken
+            if (
+                self._parts.get(part) is offsets
+            ):  # else the partition moved, or was sent back: the record comes again there
+                await lanes.admit(delivery, partial(self._finished.put, taken))
 
     def stop_fetching(self) -> None:
-        """Take no more records; what is in hand goes on."""
+        """Start no more records; those that have a lane go on, the others are not acknowledged."""
         self._fetching = False
+        if self._handing is not None:
+            self._handing.cancel()
 
     def end(self) -> None:
         """Commit what is finished and close."""
@@ -182,13 +192,13 @@ class _Puller:
         committed_at = time.monotonic()
         try:
             while not self._ending:
-                self._throttle(consumer)
-                batch = consumer.poll(POLL_MS, max_records=self._room() or 1)
+                full = self._throttle(consumer)
+                batch = consumer.poll(FULL_POLL_MS if full else POLL_MS, max_records=ALL_FETCHED)
                 self._drop_lost(consumer)
                 self._announce(consumer)
-                if self._fetching or not batch:
+                if self._fetching:
                     self._hand(batch)
-                self._collect()
+                self._collect(wait_s=(POLL_MS - FULL_POLL_MS) / 1000 if full else 0.0)
                 if time.monotonic() - committed_at > COMMIT_EVERY_S:
                     self._commit(consumer)
                     committed_at = time.monotonic()
@@ -210,6 +220,7 @@ class _Puller:
             heartbeat_interval_ms=self._settings.session_timeout_ms // 4,
             metadata_max_age_ms=30_000,
             max_partition_fetch_bytes=8 << 20,
+            **CONNECTING,
             **static,
         )
         if grouped:
@@ -226,15 +237,16 @@ class _Puller:
         for part, offset in ends.items():
             consumer.seek(part, offset)
 
-    def _room(self) -> int:
-        return max(0, 2 * self._what.concurrency - sum(part.in_hand for part in self._parts.values()))
-
-    def _throttle(self, consumer: KafkaConsumer) -> None:
+    def _throttle(self, consumer: KafkaConsumer) -> bool:
+        """Pause while enough is in hand; whether it is."""
         paused = consumer.paused()
-        if not self._fetching or not self._room():
+        in_hand = sum(part.in_hand for part in self._parts.values())
+        full = not self._fetching or in_hand >= 2 * self._what.concurrency
+        if full:
             consumer.pause(*(consumer.assignment() - paused))
         elif paused:
             consumer.resume(*paused)
+        return full
 
     def _drop_lost(self, consumer: KafkaConsumer) -> None:
         """Retained partitions keep their position through a rebalance, so only those that are gone are forgotten."""
@@ -263,7 +275,11 @@ class _Puller:
                 taken = (part, offsets, record.offset)
                 self._loop.call_soon_threadsafe(self._handed.put_nowait, (self._delivery(record), taken))
 
-    def _collect(self) -> None:
+    def _collect(self, wait_s: float = 0.0) -> None:
+        """Note what is finished; where nothing is yet, wait so long for it."""
+        with suppress(queue.Empty):
+            _, offsets, offset = self._finished.get(block=wait_s > 0, timeout=wait_s)
+            offsets.finish(offset)
         while not self._finished.empty():
             _, offsets, offset = self._finished.get_nowait()
             offsets.finish(offset)

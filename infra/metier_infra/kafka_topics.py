@@ -9,7 +9,7 @@ from kafka.admin import KafkaAdminClient, NewPartitions, NewTopic
 from kafka.errors import KafkaError
 
 from metier_infra.errors import BusGone
-from metier_infra.kafka_bus import brokers
+from metier_infra.kafka_bus import CONNECTING, brokers
 from metier_infra.settings import KafkaSettings
 
 
@@ -35,7 +35,7 @@ def apply(settings: KafkaSettings, wanted: list[Topic]) -> list[TopicChange]:
     """Create missing topics, add missing partitions, and report the rest. Raises `BusGone`."""
     admin: KafkaAdminClient | None = None
     try:
-        admin = KafkaAdminClient(bootstrap_servers=brokers(settings), client_id="metier-topics")
+        admin = KafkaAdminClient(bootstrap_servers=brokers(settings), client_id="metier-topics", **CONNECTING)
         have = {str(topic["name"]): _count(topic["partitions"]) for topic in admin.describe_topics()}
         named = [replace(topic, name=settings.prefix + topic.name) for topic in wanted]
         return [_apply(admin, topic, have.get(topic.name)) for topic in named]

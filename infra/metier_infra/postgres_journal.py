@@ -30,6 +30,7 @@ class PostgresDatabase:
             raise BadSettings(
                 "METIER_POSTGRES_URL is not a Postgres URL: postgresql://user@host:port/database"
             ) from error
+        self._url = url
         self._place = f"{place.get('host', 'localhost')}:{place.get('port', 5432)}"
         self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
             url,
@@ -42,9 +43,16 @@ class PostgresDatabase:
         )
 
     async def open(self) -> PostgresDatabase:
-        """Start the pool; it connects in the background."""
+        """Connect once, to know at once why it cannot be done; then start the pool. Raises `JournalGone`."""
+        try:
+            await (await AsyncConnection.connect(self._url, connect_timeout=5)).close()
+        except OperationalError as error:
+            raise self._gone(error) from error
         await self._pool.open(wait=False)
         return self
+
+    def _gone(self, error: Exception) -> JournalGone:
+        return JournalGone(f"Postgres at {self._place} does not answer: {' '.join(str(error).split())}")
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[AsyncConnection[DictRow]]:
@@ -54,7 +62,7 @@ class PostgresDatabase:
         except errors.UndefinedTable as error:
             raise SchemaBehind(f"the journal at {self._place} is empty: run `metier migrate`") from error
         except (OperationalError, PoolTimeout, errors.AdminShutdown, errors.InFailedSqlTransaction) as error:
-            raise JournalGone(f"Postgres at {self._place} does not answer: {' '.join(str(error).split())}") from error
+            raise self._gone(error) from error
 
     async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
         """See `Database.read`."""

@@ -21,7 +21,6 @@ from rich.table import Table
 
 from metier import bench_orchestrator, cli_runs, compose, demo
 from metier_infra.errors import AskOperator, MetierError
-from metier_infra.retry import Backoff
 
 app = typer.Typer(
     help="Teams of specialised LLM agents as durable, event-driven workflows.",
@@ -142,7 +141,7 @@ def migrate(
 async def _migrate(config: compose.Config, *, check: bool) -> list[int]:
     from metier_infra import database
 
-    db = database.RetryingDatabase(await compose.open_database(config, size=1), Backoff(first_s=0.2, attempts=6))
+    db = await compose.open_database(config, compose.BRIEF, size=1)
     try:
         if check:
             await database.check_schema(db)

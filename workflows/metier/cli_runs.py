@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar, cast
 
@@ -15,11 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from metier import client, compose
-from metier.compose import System
+from metier.compose import Config, System
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
-from metier_infra.journal import Run
+from metier_infra.journal import Journal, Run
 from metier_infra.messages import Envelope, Event, RunFailed
 
+C = TypeVar("C")
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
 RunArgument = Annotated[
@@ -28,10 +30,12 @@ RunArgument = Annotated[
 out = Console()
 
 
-def _with_system(work: Callable[[System], Awaitable[T]]) -> T:
+def _run(connect: Callable[[Config], AbstractAsyncContextManager[C]], work: Callable[[C], Awaitable[T]]) -> T:
+    """Open what a command needs, do its work, close."""
+
     async def main() -> T:
-        async with client.connect(config) as system:
-            return await work(system)
+        async with connect(config) as found:
+            return await work(found)
 
     compose.use_local_stack()
     config = compose.configure()
@@ -39,8 +43,8 @@ def _with_system(work: Callable[[System], Awaitable[T]]) -> T:
     return asyncio.run(main())
 
 
-async def _find(system: System, run_id: str) -> Run:
-    run = await system.journal.runs.get(run_id)
+async def _find(journal: Journal, run_id: str) -> Run:
+    run = await journal.runs.get(run_id)
     if run is None:
         raise MissingRun(f"no run, or more than one, begins with {run_id!r}; `metier runs list` shows them")
     return run
@@ -59,13 +63,14 @@ def publish(
     """Ask for a run: publish a task event."""
     body = _object(sys.stdin.read() if value == "-" else value)
     if not wait:
-        sent = _with_system(lambda system: client.publish(system.bus, workflow, body, event_id=event_id))
+        sent = _run(client.connect, lambda system: client.publish(system.bus, workflow, body, event_id=event_id))
         run_id = client.run_id_of(sent.source, sent.id)
         typer.echo(json.dumps({"run_id": run_id, "request_id": sent.id}) if as_json else f"run {run_id}")
         return
     try:
-        end = _with_system(
-            lambda system: client.publish_and_wait(system.bus, workflow, body, event_id=event_id, timeout_s=timeout_s)
+        end = _run(
+            client.connect,
+            lambda system: client.publish_and_wait(system.bus, workflow, body, event_id=event_id, timeout_s=timeout_s),
         )
     except TimeoutError as error:
         raise DeadlineMissed(
@@ -103,7 +108,7 @@ def list_runs(
     as_json: Json = False,
 ) -> None:
     """List the newest runs."""
-    found = _with_system(lambda system: system.journal.runs.recent(status=status, workflow=workflow, limit=limit))
+    found = _run(client.reading, lambda journal: journal.runs.recent(status=status, workflow=workflow, limit=limit))
     if as_json:
         typer.echo(json.dumps([run.model_dump(mode="json") for run in found]))
         return
@@ -122,7 +127,7 @@ def _row(run: Run) -> tuple[str, ...]:
 
 def show(run_id: RunArgument, as_json: Json = False) -> None:
     """Show one run: input, state, result."""
-    run = _with_system(lambda system: _find(system, run_id))
+    run = _run(client.reading, lambda journal: _find(journal, run_id))
     if as_json:
         typer.echo(run.model_dump_json())
     else:
@@ -140,24 +145,24 @@ def watch(run_id: RunArgument, as_json: Json = False) -> None:
             out.print(event.time.strftime("%H:%M:%S"), event.data.TYPE.removeprefix("io.metier."), data)
 
     async def work(system: System) -> Run:
-        run = await _find(system, run_id)
+        run = await _find(system.journal, run_id)
         await client.watch(system, run.run_id, tell)
-        return await _find(system, run.run_id)
+        return await _find(system.journal, run.run_id)
 
-    run = _with_system(work)
+    run = _run(client.connect, work)
     if not as_json:
         typer.echo(f"run {run.run_id} {run.status}")
 
 
 def trace(run_id: RunArgument, as_json: Json = False) -> None:
     """Show one run as a tree, with times and costs, from the journal."""
-    from metier.trace import gather, render, tree
+    from metier.trace import TraceNode, gather, render, tree
 
-    async def work(system: System) -> None:
-        node = tree(await gather(system.journal, await _find(system, run_id)))
-        if as_json:
-            typer.echo(node.model_dump_json())
-        else:
-            out.print(render(node))
+    async def work(journal: Journal) -> TraceNode:
+        return tree(await gather(journal, await _find(journal, run_id)))
 
-    _with_system(work)
+    node = _run(client.reading, work)
+    if as_json:
+        typer.echo(node.model_dump_json())
+    else:
+        out.print(render(node))

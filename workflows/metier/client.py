@@ -19,6 +19,7 @@ from metier import compose
 from metier.compose import Config, System
 from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import BuryRecord, MissingService
+from metier_infra.journal import Journal
 from metier_infra.messages import (
     EVENTS_TOPIC,
     REQUESTS,
@@ -34,11 +35,9 @@ from metier_infra.messages import (
     decode,
     stable_id,
 )
-from metier_infra.retry import Backoff
 from metier_infra.service import send
 
 SOURCE = "/metier/cli"
-BRIEF = Backoff(first_s=0.2, ceiling_s=1.0, attempts=4)
 Ended = RunSucceeded | RunFailed
 
 
@@ -48,23 +47,32 @@ def dev_socket(config: Config) -> Path:
 
 
 @asynccontextmanager
+async def reading(config: Config) -> AsyncGenerator[Journal]:
+    """The journal, to read. Raises `MissingService` when there is none."""
+    journal = await compose.open_journal(config, size=2, read_only=not config.distributed, patience=compose.BRIEF)
+    try:
+        yield journal
+    finally:
+        await journal.db.close()
+
+
+@asynccontextmanager
 async def connect(config: Config) -> AsyncGenerator[System]:
     """The running system. Raises `MissingService` when there is none."""
     async with AsyncExitStack() as stack:
-        if config.distributed:
-            bus: Bus = compose.open_bus(config, "cli")
-        else:
-            from metier_infra.socket_bus import SocketBus
-
-            bus = SocketBus(dev_socket(config))
-            if not dev_socket(config).is_socket():
-                raise MissingService(
-                    "nothing runs here: start `metier dev` or `make up`, or set METIER_KAFKA_BOOTSTRAP"
-                )
+        bus = _bus(config)
         stack.push_async_callback(bus.close)
-        journal = await compose.open_journal(config, size=2, read_only=not config.distributed, patience=BRIEF)
-        stack.push_async_callback(journal.db.close)
-        yield System(bus, journal)
+        yield System(bus, await stack.enter_async_context(reading(config)))
+
+
+def _bus(config: Config) -> Bus:
+    if config.distributed:
+        return compose.open_bus(config, "cli")
+    from metier_infra.socket_bus import SocketBus
+
+    if not dev_socket(config).is_socket():
+        raise MissingService("nothing runs here: start `metier dev` or `make up`, or set METIER_KAFKA_BOOTSTRAP")
+    return SocketBus(dev_socket(config))
 
 
 def run_id_of(source: str, event_id: str) -> RunId:

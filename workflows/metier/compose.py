@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -25,7 +25,7 @@ from metier_infra.database import Database, RetryingDatabase, check_schema, migr
 from metier_infra.errors import MissingService, UnknownAgent
 from metier_infra.journal import Journal
 from metier_infra.messages import AgentCard, tasks_topic
-from metier_infra.retry import Backoff
+from metier_infra.retry import Backoff, persist
 from metier_infra.settings import (
     JournalSettings,
     KafkaSettings,
@@ -121,23 +121,29 @@ def configure_logs(level: str) -> None:
         logging.getLogger(vendor).setLevel(logging.CRITICAL if level != "debug" else logging.DEBUG)
 
 
-async def open_database(config: Config, *, size: int = 8, read_only: bool = False) -> Database:
-    """Postgres where a URL is set, else the SQLite file."""
+PATIENT = Backoff(first_s=0.1, ceiling_s=5.0)
+"""How a role waits for a database that is away: as long as it takes, saying so."""
+BRIEF = Backoff(first_s=0.2, ceiling_s=1.0, attempts=3)
+"""How a command waits for it."""
+
+
+async def open_database(config: Config, patience: Backoff, *, size: int = 8, read_only: bool = False) -> Database:
+    """Postgres where a URL is set, else the SQLite file; with a layer that tries again while it is away."""
     if config.journal.postgres_url is not None:
         from metier_infra.postgres_journal import PostgresDatabase
 
-        return await PostgresDatabase(config.journal.postgres_url.get_secret_value(), size).open()
+        postgres = PostgresDatabase(config.journal.postgres_url.get_secret_value(), size)
+        return RetryingDatabase(await persist("connect to the journal", postgres.open, patience), patience)
     from metier_infra.sqlite_journal import SqliteDatabase
 
-    return SqliteDatabase(config.journal.sqlite_path, read_only=read_only)
+    return RetryingDatabase(SqliteDatabase(config.journal.sqlite_path, read_only=read_only), patience)
 
 
 async def open_journal(
-    config: Config, *, size: int = 8, read_only: bool = False, patience: Backoff | None = None
+    config: Config, *, size: int = 8, read_only: bool = False, patience: Backoff = PATIENT
 ) -> Journal:
     """The journal. An embedded one is brought up to date; Postgres must be migrated already (`SchemaBehind`)."""
-    plain = await open_database(config, size=size, read_only=read_only)
-    db = RetryingDatabase(plain, patience or Backoff())
+    db = await open_database(config, patience, size=size, read_only=read_only)
     if config.journal.postgres_url is None and not read_only:
         await migrate(db)
     await check_schema(db)
@@ -184,11 +190,11 @@ def recordings_path() -> Path:
     return Path(str(resources.files("metier.examples") / "data" / "zeroeval.jsonl.gz"))
 
 
-def model_opener() -> Callable[[AgentSpec], Model]:
-    """How an agent's model is opened: recorded, scripted, or any that LangChain knows."""
+def open_models(specs: Iterable[AgentSpec]) -> dict[str, Model]:
+    """Every agent's model, by the agent's name: recorded, scripted, or any that LangChain knows. Raises `AskOperator`s."""
     from metier_agents.model import open_model
 
-    return lambda spec: open_model(spec.model, recordings=recordings_path())
+    return {spec.name: open_model(spec.model, recordings=recordings_path()) for spec in specs}
 
 
 def grant_key(config: Config) -> bytes:

@@ -42,7 +42,7 @@ SPANS: Sequence[tuple[str, str, str]] = (
     (telemetry.invoke_workflow("{workflow}"), "internal", "one segment of a run, from lease to end"),
     (telemetry.invoke_agent("{agent}"), "client; internal", "one call: as the run waits for it, and as the agent works on it"),
     (telemetry.chat("{model}"), "client", "one request to a model"),
-    (telemetry.execute_tool("{tool}"), "client; internal", "one tool call, on both sides of the lane"),
+    (telemetry.execute_tool("{tool}"), "internal", "one tool call, on both sides of the lane"),
     (telemetry.SANDBOX_LEASE, "internal", "the wait for the run's container"),
     (telemetry.SANDBOX_EXEC, "internal", "the program in the container"),
 )  # fmt: skip

@@ -9,18 +9,24 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from metier import compose
 from metier.compose import Config, System
 from metier_infra import telemetry
-from metier_infra.bus import Bus, MemoryBus
+from metier_infra.bus import MemoryBus
 from metier_infra.errors import MissingService, UnknownAgent
 from metier_infra.journal import Journal
 from metier_infra.messages import AgentCard
 from metier_infra.service import Ready, on_sigterm
 from metier_tools.lane import ToolLane
+
+if TYPE_CHECKING:
+    from metier_agents.model import Model
+    from metier_agents.spec import AgentSpec
+    from metier_agents.worker import AgentWorker
 
 log = structlog.get_logger()
 
@@ -51,27 +57,23 @@ async def orchestrator(config: Config, stop: asyncio.Event) -> None:
     journal = await compose.open_journal(config, size=16)
     bus = compose.open_bus(config, "orchestrator")
     try:
-        await _orchestrate(
-            config, bus, journal, compose.cards(compose.agent_specs(config)), stop, Ready(config.role.ready_file, 2)
-        )
+        ready = Ready(config.role.ready_file, 2)
+        await _orchestrate(config, System(bus, journal), compose.cards(compose.agent_specs(config)), stop, ready)
     finally:
         await bus.close()
         await journal.db.close()
 
 
 async def _orchestrate(
-    config: Config,
-    bus: Bus,
-    journal: Journal,
-    cards: Mapping[str, AgentCard],
-    stop: asyncio.Event,
-    ready: Ready,
+    config: Config, system: System, cards: Mapping[str, AgentCard], stop: asyncio.Event, ready: Ready
 ) -> None:
     from metier_workflows.orchestrator import Orchestrator
     from metier_workflows.workflow import load_workflows
 
     workflows = load_workflows(name.strip() for name in config.role.workflows.split(","))
-    replica = Orchestrator(bus, journal, workflows, cards, instance=config.role.instance, drain_s=config.role.drain_s)
+    replica = Orchestrator(
+        system.bus, system.journal, workflows, cards, instance=config.role.instance, drain_s=config.role.drain_s
+    )
     await replica.run(stop, ready)
 
 
@@ -79,6 +81,11 @@ async def agents(config: Config, names: Sequence[str], stop: asyncio.Event) -> N
     """The role `metier agent NAME…`, over Kafka and Celery."""
     _need_broker(config)
     ready = Ready(config.role.ready_file)
+    specs = compose.agent_specs(config)
+    for name in set(names) - specs.keys():
+        raise UnknownAgent(f"no agent is called {name!r}; there are: {', '.join(sorted(specs))}")
+    served = {name: specs[name] for name in names}
+    opened = compose.open_models(served.values())
     async with AsyncExitStack() as stack:
         journal = await compose.open_journal(config)
         stack.push_async_callback(journal.db.close)
@@ -88,7 +95,7 @@ async def agents(config: Config, names: Sequence[str], stop: asyncio.Event) -> N
         stack.push_async_callback(lane.close)
         unready = asyncio.create_task(_unready(stop, ready))
         stack.callback(unready.cancel)
-        await _work(config, bus, journal, lane, names, stop, ready.one)
+        await _worker(config, System(bus, journal), lane, served, opened).run(stop, ready.one)
 
 
 async def _unready(stop: asyncio.Event, ready: Ready) -> None:
@@ -96,35 +103,24 @@ async def _unready(stop: asyncio.Event, ready: Ready) -> None:
     ready.gone()
 
 
-async def _work(
-    config: Config,
-    bus: Bus,
-    journal: Journal,
-    lane: ToolLane,
-    names: Sequence[str],
-    stop: asyncio.Event,
-    ready: Callable[[], None],
-    models: Mapping[str, str] | None = None,
-) -> None:
+def _worker(
+    config: Config, system: System, lane: ToolLane, served: Mapping[str, AgentSpec], opened: Mapping[str, Model]
+) -> AgentWorker:
     from metier_agents.worker import AgentWorker
     from metier_tools.builtin import BUILTIN
 
-    specs = compose.agent_specs(config, models)
-    for name in set(names) - specs.keys():
-        raise UnknownAgent(f"no agent is called {name!r}; there are: {', '.join(sorted(specs))}")
-    worker = AgentWorker(
-        bus=bus,
-        journal=journal,
+    return AgentWorker(
+        bus=system.bus,
+        journal=system.journal,
         lane=lane,
         toolbox=BUILTIN,
-        agents={name: specs[name] for name in names},
-        open_model=compose.model_opener(),
+        agents=served,
+        open_model=lambda spec: opened[spec.name],
         grant_key=compose.grant_key(config),
         instance=config.role.instance,
         concurrency=config.role.concurrency,
         drain_s=config.role.drain_s,
     )
-    await worker.run(stop, ready)
 
 
 def _need_broker(config: Config) -> None:
@@ -154,24 +150,24 @@ async def embedded(
     from metier_infra.sqlite_journal import SqliteDatabase
 
     alone = compose.standalone(config)
+    specs = compose.agent_specs(alone, models)
+    opened = compose.open_models(specs.values())
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
         db = SqliteDatabase(journal or alone.journal.sqlite_path)
         stack.push_async_callback(db.close)
         await migrate(db)
-        book = Journal(db, alone.journal.lease_s)
         tools_lane = await lane(alone)
         stack.push_async_callback(tools_lane.close)
-        bus = MemoryBus()
+        system = System(MemoryBus(), Journal(db, alone.journal.lease_s))
         ready = asyncio.Event()
         count = Ready(None, 3, ready.set)
-        specs = compose.agent_specs(alone, models)
         async with asyncio.TaskGroup() as group:
-            group.create_task(_orchestrate(alone, bus, book, compose.cards(specs), stop, count))
-            group.create_task(_work(alone, bus, book, tools_lane, sorted(specs), stop, count.one, models))
+            group.create_task(_orchestrate(alone, system, compose.cards(specs), stop, count))
+            group.create_task(_worker(alone, system, tools_lane, specs, opened).run(stop, count.one))
             await ready.wait()
             try:
-                yield System(bus, book)
+                yield system
             finally:
                 stop.set()
 
