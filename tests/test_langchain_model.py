@@ -21,7 +21,7 @@ from langchain_core.runnables import Runnable
 from pydantic import Field
 
 from metier_agents.langchain_model import LangChainModel, render, translate
-from metier_agents.model import open_model
+from metier_agents.models import open_model
 from metier_agents.turns import Assessed, Message, ModelTurn, Note, System, ToolTurn, ToolUse, Usage, User
 from metier_infra.errors import BadSettings, BadSpec, MetierError, MissingPackage, ModelBusy, ModelFailed
 from metier_tools.builtin import BUILTIN
@@ -221,7 +221,7 @@ def test_no_retries_but_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_package_of_an_extra_is_named() -> None:
     program = (
         "import sys\n"
-        "from metier_agents.model import open_model\n"
+        "from metier_agents.models import open_model\n"
         "from metier_infra.errors import MissingPackage\n"
         "sys.modules['langchain'] = None\n"
         "try:\n    open_model('openai:gpt-5')\nexcept MissingPackage as error:\n    print(error)\n"

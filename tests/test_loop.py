@@ -17,8 +17,9 @@ from metier_agents.testing import Reply, ScriptedLane
 from metier_agents.turns import Assessed, ModelTurn, Realised, ToolTurn, ToolUse, load, of_kind
 from metier_infra.database import Params, Row, Statement, migrate
 from metier_infra.errors import DeadlineMissed, EngineGone, LaneGone, LimitReached, ModelBusy, ModelFailed
-from metier_infra.journal import Call, Journal
+from metier_infra.journal import Journal
 from metier_infra.messages import Answer, CallId, RunId, Task
+from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_tools.builtin import BUILTIN
 from metier_tools.grant import verify

@@ -16,7 +16,8 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable
 
 from metier_agents.langchain_model import LangChainModel
-from metier_agents.model import Model, ScriptedModel, open_model
+from metier_agents.model import Model, ScriptedModel
+from metier_agents.models import open_model
 from metier_agents.policy import ToolChoice
 from metier_agents.recordings import read_recordings
 from metier_agents.turns import Message, ModelTurn, Note, System, ToolTurn, ToolUse, User, dump, load

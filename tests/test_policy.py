@@ -25,7 +25,7 @@ from metier_agents.turns import (
     load,
 )
 from metier_agents.view import View, see
-from metier_infra.journal import ToolRecord
+from metier_infra.rows import ToolRecord
 from metier_tools.tool import ToolResult
 
 PY = ("python",)

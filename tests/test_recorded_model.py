@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metier_agents.model import open_model
+from metier_agents.models import open_model
 from metier_agents.recorded_model import RecordedModel, code_of
 from metier_agents.recordings import RecordedQuery, Recordings, read_recordings
 from metier_agents.turns import AssessmentWanted, Message, ModelTurn, Note, System, ToolTurn, User

@@ -23,7 +23,7 @@ from metier_infra import telemetry
 from metier_infra.bus import Consumption, MemoryBus
 from metier_infra.database import Params, Row, Statement, migrate
 from metier_infra.errors import BadSettings, BadSpec, GrantRefused, JournalGone, ModelFailed
-from metier_infra.journal import Call, Journal
+from metier_infra.journal import Journal
 from metier_infra.messages import (
     DEAD_LETTERS,
     RUNS,
@@ -40,6 +40,7 @@ from metier_infra.messages import (
     stable_id,
     tasks_topic,
 )
+from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult

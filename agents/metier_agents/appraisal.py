@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from metier_agents.spec import MetaReasoned, Policy
 from metier_agents.turns import Assessed, Estimate, History, ModelTurn, Realised, ToolTurn, Valued, of_kind
 from metier_agents.wording import read_assessment
-from metier_infra.journal import ToolRecord
+from metier_infra.rows import ToolRecord
 from metier_tools.tool import ToolResult
 
 

@@ -14,8 +14,9 @@ from metier_agents.patience import until
 from metier_agents.turns import ModelTurn, ToolTurn, ToolUse
 from metier_infra import telemetry
 from metier_infra.errors import DeadlineMissed, LaneGone
-from metier_infra.journal import Call, Journal, ToolCallRow
+from metier_infra.journal import Journal
 from metier_infra.messages import ToolCallId, stable_id
+from metier_infra.rows import Call, ToolCallRow
 from metier_tools import grant
 from metier_tools.lane import ToolLane
 from metier_tools.tool import ToolCall, ToolResult, ToolSpec

@@ -21,7 +21,8 @@ from metier_agents.spec import AgentSpec, MetaReasoned
 from metier_agents.turns import AssessmentWanted, Message, ModelTurn, Note, System, User
 from metier_agents.view import View, fitting, see
 from metier_infra import messages, telemetry
-from metier_infra.journal import Call, Journal, ToolRecord
+from metier_infra.journal import Journal
+from metier_infra.rows import Call, ToolRecord
 from metier_tools.tool import ToolSpec
 
 

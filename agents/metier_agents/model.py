@@ -1,6 +1,6 @@
-"""The model port, the scripted model that ships for users' tests, and `open_model`, which finds the adapter for an id.
+"""The model port, and the scripted model that ships for users' tests.
 
-The loop asks models through `Model`; the worker opens them once at its start. `recorded_model` and `langchain_model` are the other adapters.
+The loop asks models through `Model`; `models` opens them. `recorded_model` and `langchain_model` are the other adapters.
 """
 
 from __future__ import annotations
@@ -82,30 +82,3 @@ def read_script(path: Path) -> ScriptedModel:
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise BadSpec(f"{path}: not a script of model turns: {' '.join(str(error).split())[:200]}") from error
     return ScriptedModel(turns, name=f"scripted:{path.name}")
-
-
-def open_model(model: str, *, recordings: Path | None = None, timeout_s: float = 120.0) -> Model:
-    """The model with this id: `recorded:<model>`, `scripted:<file>`, or any id that LangChain's `init_chat_model` takes.
-
-    Raises:
-        BadSpec: no such recording, script or provider.
-        MissingPackage: the provider's package is not installed.
-        BadSettings: the provider's key is missing.
-    """
-    kind, _, rest = model.partition(":")
-    if kind == "scripted":
-        return read_script(Path(rest))
-    if kind == "recorded":
-        return _recorded(rest, recordings)
-    from metier_agents.langchain_model import open_chat_model
-
-    return open_chat_model(model, timeout_s=timeout_s)
-
-
-def _recorded(model: str, recordings: Path | None) -> Model:
-    from metier_agents.recorded_model import RecordedModel
-    from metier_agents.recordings import read_recordings
-
-    if recordings is None:
-        raise BadSpec(f"recorded:{model} needs a file of recordings, and none was given")
-    return RecordedModel(read_recordings(recordings), model)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from metier_agents.spec import AgentSpec
 from metier_agents.turns import Assessed, History, Message, ModelTurn, ToolTurn, Valued, of_kind, spent
-from metier_infra.journal import ToolRecord
+from metier_infra.rows import ToolRecord
 
 
 @dataclass(frozen=True)

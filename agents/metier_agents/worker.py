@@ -23,7 +23,7 @@ from metier_agents.turns import spent
 from metier_infra import service, telemetry
 from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import BadSpec, Held, MetierError, RetryLater, UnknownCall, UnknownEvent
-from metier_infra.journal import Call, Journal
+from metier_infra.journal import Journal
 from metier_infra.messages import (
     RUNS,
     CallAnswered,
@@ -35,6 +35,7 @@ from metier_infra.messages import (
     Failure,
     tasks_topic,
 )
+from metier_infra.rows import Call
 from metier_tools.lane import ToolLane
 from metier_tools.toolbox import Toolbox
 

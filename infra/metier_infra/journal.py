@@ -8,119 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import JsonValue
-
-from metier_infra.database import Database, Row, Statement
-from metier_infra.messages import Answer, CallId, Decision, Failure, RunId, Task, ToolCallId, Word
-
-RunStatus = Literal["accepted", "running", "succeeded", "failed"]
-
-
-class Run(Word):
-    """One execution of one workflow version. Times are seconds since the epoch; money is USD.
-
-    `announced` tells whether the terminal event reached the bus; `traceparent` is the root of the run's trace.
-    """
-
-    run_id: RunId
-    source: str
-    event_id: str
-    workflow: str
-    version: str | None
-    status: RunStatus
-    input: dict[str, JsonValue]
-    result: dict[str, JsonValue] | None = None
-    failure: Failure | None = None
-    cost_usd: float = 0.0
-    traceparent: str
-    epoch: int = 0
-    announced: bool = False
-    accepted_at: float = 0.0
-    started_at: float | None = None
-    finished_at: float | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the run reached its terminal state."""
-        return self.status in {"succeeded", "failed"}
-
-
-class Call(Word):
-    """One request to an agent: outbox for the run that asks, inbox for the answer. `attempt` counts claims."""
-
-    call_id: CallId
-    run_id: RunId
-    agent: str
-    task: Task
-    deadline: float
-    attempt: int = 0
-    holder: str | None = None
-    answer: Answer | None = None
-    failure: Failure | None = None
-    cost_usd: float = 0.0
-    requested_at: float = 0.0
-    claimed_at: float | None = None
-    answered_at: float | None = None
-
-
-class ToolCallRow(Word):
-    """One tool call, recorded before it is sent. `result` is what the agent saw; `ok` whether the tool did its work."""
-
-    tool_call_id: ToolCallId
-    run_id: RunId
-    call_id: CallId
-    agent: str
-    category: str
-    tool: str
-    arguments: dict[str, JsonValue]
-    result: dict[str, JsonValue] | None = None
-    ok: bool | None = None
-    wall_ms: float | None = None
-    requested_at: float = 0.0
-    finished_at: float | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One entry of an agent's loop, in order; `body` is the agent's own JSON."""
-
-    call_id: CallId
-    n: int
-    body: dict[str, Any]
-    at: float
-
-
-@dataclass(frozen=True)
-class ToolRecord:
-    """What was measured of a tool for one agent and category: successes, failures, median time in milliseconds (None: no data)."""
-
-    ok: int
-    failed: int
-    wall_ms: float | None
-
-
-_RUN_JSON = ("input", "result", "failure")
-_CALL_JSON = ("task", "answer", "failure")
-_TOOL_JSON = ("arguments", "result")
-
-
-def _loaded(row: Row, fields: Sequence[str]) -> Mapping[str, Any]:
-    return {name: json.loads(value) if name in fields and value is not None else value for name, value in row.items()}
-
-
-def _run(row: Row) -> Run:
-    return Run.model_validate(_loaded(row, _RUN_JSON))
-
-
-def _call(row: Row) -> Call:
-    return Call.model_validate(_loaded(row, _CALL_JSON))
-
-
-def _tool(row: Row) -> ToolCallRow:
-    return ToolCallRow.model_validate(_loaded(row, _TOOL_JSON))
+from metier_infra.database import Database, Statement
+from metier_infra.messages import Answer, CallId, Decision, Failure, RunId, ToolCallId
+from metier_infra.rows import Call, Run, Step, ToolCallRow, ToolRecord, call_of, run_of, tool_call_of
 
 
 class Runs:
@@ -144,12 +36,12 @@ class Runs:
             )
         )
         if stored[0]:
-            return _run(stored[0][0]), True
+            return run_of(stored[0][0]), True
         rows = await self._db.read(
             "SELECT * FROM runs WHERE source = :source AND event_id = :event_id",
             {"source": run.source, "event_id": run.event_id},
         )
-        return _run(rows[0]), False
+        return run_of(rows[0]), False
 
     async def lease(self, run_id: RunId, owner: str) -> Run | None:
         """Take the run for `owner` under a new epoch, unless it ended or another live owner holds it."""
@@ -161,7 +53,7 @@ class Runs:
                 {"run_id": run_id, "owner": owner, "ttl": self._lease_s},
             )
         )
-        return _run(rows[0][0]) if rows[0] else None
+        return run_of(rows[0][0]) if rows[0] else None
 
     async def renew(self, owner: str) -> None:
         """Keep every lease of `owner` alive."""
@@ -210,7 +102,7 @@ class Runs:
                 must=True,
             )
         )
-        return _run(rows[0][0])
+        return run_of(rows[0][0])
 
     async def announced(self, run_id: RunId) -> None:
         """Remember that the terminal event reached the bus."""
@@ -223,14 +115,14 @@ class Runs:
             " ORDER BY accepted_at LIMIT :limit",
             {"quiet_s": quiet_s, "limit": limit},
         )
-        return [_run(row) for row in rows]
+        return [run_of(row) for row in rows]
 
     async def get(self, run_id: str) -> Run | None:
         """The run whose id is, or uniquely begins with, `run_id`."""
         rows = await self._db.read(
             "SELECT * FROM runs WHERE run_id >= :low AND run_id < :high LIMIT 2", {"low": run_id, "high": run_id + "g"}
         )
-        return _run(rows[0]) if len(rows) == 1 or (rows and rows[0]["run_id"] == run_id) else None
+        return run_of(rows[0]) if len(rows) == 1 or (rows and rows[0]["run_id"] == run_id) else None
 
     async def recent(self, *, status: str | None = None, workflow: str | None = None, limit: int = 50) -> Sequence[Run]:
         """The newest runs first."""
@@ -239,7 +131,7 @@ class Runs:
             " ORDER BY accepted_at DESC LIMIT :limit",
             {"status": status or "", "workflow": workflow or "", "limit": limit},
         )
-        return [_run(row) for row in rows]
+        return [run_of(row) for row in rows]
 
 
 class Calls:
@@ -265,12 +157,12 @@ class Calls:
 
     async def _get(self, call_id: CallId) -> Call:
         rows = await self._db.read("SELECT * FROM calls WHERE call_id = :call_id", {"call_id": call_id})
-        return _call(rows[0])
+        return call_of(rows[0])
 
     async def get(self, call_id: CallId) -> Call | None:
         """The call, or None when it was never recorded."""
         rows = await self._db.read("SELECT * FROM calls WHERE call_id = :call_id", {"call_id": call_id})
-        return _call(rows[0]) if rows else None
+        return call_of(rows[0]) if rows else None
 
     async def claim(self, call_id: CallId, holder: str) -> Call | None:
         """Take the call for `holder`, counting the attempt; None when another live holder has it, or it is answered."""
@@ -281,7 +173,7 @@ class Calls:
                 {"call_id": call_id, "holder": holder, "ttl": self._lease_s},
             )
         )
-        return _call(rows[0][0]) if rows[0] else None
+        return call_of(rows[0][0]) if rows[0] else None
 
     async def renew(self, holder: str) -> None:
         """Keep every open claim of `holder` alive."""
@@ -325,7 +217,7 @@ class Calls:
         rows = await self._db.read(
             "SELECT * FROM calls WHERE run_id = :run_id ORDER BY requested_at, call_id", {"run_id": run_id}
         )
-        return [_call(row) for row in rows]
+        return [call_of(row) for row in rows]
 
 
 class Steps:
@@ -385,14 +277,14 @@ class Tools:
 
     async def _get(self, tool_call_id: ToolCallId) -> ToolCallRow:
         rows = await self._db.read("SELECT * FROM tool_calls WHERE tool_call_id = :id", {"id": tool_call_id})
-        return _tool(rows[0])
+        return tool_call_of(rows[0])
 
     async def of_run(self, run_id: RunId) -> Sequence[ToolCallRow]:
         """The run's tool calls, in the order in which they were requested."""
         rows = await self._db.read(
             "SELECT * FROM tool_calls WHERE run_id = :run_id ORDER BY requested_at, tool_call_id", {"run_id": run_id}
         )
-        return [_tool(row) for row in rows]
+        return [tool_call_of(row) for row in rows]
 
     async def record(self, *, agent: str, category: str, tool: str, last: int = 200) -> ToolRecord:
         """What the last calls of this tool by this agent in this category came to."""

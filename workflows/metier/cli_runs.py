@@ -18,8 +18,9 @@ from rich.table import Table
 from metier import client, compose
 from metier.compose import Config, System
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
-from metier_infra.journal import Journal, Run
+from metier_infra.journal import Journal
 from metier_infra.messages import Envelope, Event, RunFailed
+from metier_infra.rows import Run
 
 C = TypeVar("C")
 T = TypeVar("T")

@@ -192,7 +192,7 @@ def recordings_path() -> Path:
 
 def open_models(specs: Iterable[AgentSpec]) -> dict[str, Model]:
     """Every agent's model, by the agent's name: recorded, scripted, or any that LangChain knows. Raises `AskOperator`s."""
-    from metier_agents.model import open_model
+    from metier_agents.models import open_model
 
     return {spec.name: open_model(spec.model, recordings=recordings_path()) for spec in specs}
 

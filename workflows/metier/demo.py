@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +21,7 @@ from metier import client, compose
 from metier.compose import Config, System
 from metier_infra import telemetry
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
-from metier_infra.messages import Envelope, Event, RunId
+from metier_infra.messages import Envelope, Event, RunId, stable_id
 
 if TYPE_CHECKING:
     from metier.demo_report import Case
@@ -87,8 +86,8 @@ def draw(count: int, seed: int) -> list[RecordedQuery]:
     """`count` queries of the evaluation half, drawn by `seed`; all of it when `count` is larger."""
     from metier_agents.recordings import read_recordings
 
-    pool = list(read_recordings(compose.recordings_path()).evaluation())
-    return random.Random(seed).sample(pool, min(count, len(pool)))  # noqa: S311
+    pool = read_recordings(compose.recordings_path()).evaluation()
+    return sorted(pool, key=lambda query: stable_id("draw", seed, query.id))[:count]
 
 
 async def _run(

@@ -13,8 +13,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from metier_agents.turns import Assessed, ModelTurn, Realised, ToolTurn, load
-from metier_infra.journal import Call, Journal, Run, Step, ToolCallRow
+from metier_infra.journal import Journal
 from metier_infra.messages import CallId, Decision, RunId, Word
+from metier_infra.rows import Call, Run, Step, ToolCallRow
 from metier_infra.telemetry import trace_id
 from metier_tools.tool import ToolResult
 

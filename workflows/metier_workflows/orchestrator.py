@@ -18,7 +18,7 @@ from langchain_core.runnables import RunnableConfig
 from metier_infra import telemetry
 from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import FailRun, FencedOff, RetryLater, WorkflowBroken
-from metier_infra.journal import Journal, Run
+from metier_infra.journal import Journal
 from metier_infra.messages import (
     EVENTS_TOPIC,
     REQUESTS,
@@ -38,6 +38,7 @@ from metier_infra.messages import (
     stable_id,
 )
 from metier_infra.retry import persist
+from metier_infra.rows import Run
 from metier_infra.service import PATIENT, EventHandler, Ready, processing, send, serve
 from metier_workflows import node
 from metier_workflows.checkpoint import JournalSaver

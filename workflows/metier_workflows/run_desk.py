@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from metier_infra import telemetry
 from metier_infra.bus import Bus
 from metier_infra.errors import CallFailed, DeadlineMissed
-from metier_infra.journal import Call, Journal
+from metier_infra.journal import Journal
 from metier_infra.messages import (
     EVENTS_TOPIC,
     AgentCard,
@@ -31,6 +31,7 @@ from metier_infra.messages import (
     tasks_topic,
 )
 from metier_infra.retry import persist
+from metier_infra.rows import Call
 from metier_infra.service import PATIENT, send
 from metier_workflows.node import Place
 
