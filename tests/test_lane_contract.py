@@ -107,12 +107,21 @@ class Tools:
         """Ids of the containers that this process holds, or has left."""
         return listed(f"|{self.process.pid}|")
 
-    def children(self) -> list[int]:
-        """Processes of this machine that belong to this one's Celery worker."""
-        found = subprocess.run(
-            ["pgrep", "-f", "metier_tools.celery_lane import work"], capture_output=True, text=True, check=False
-        )
-        return [int(pid) for pid in found.stdout.split()]
+    def family(self) -> list[Path]:
+        """The Celery worker of this process and its forked children, as folders of /proc that go when they do."""
+        worker = offspring(self.process.pid)
+        return [Path(f"/proc/{pid}") for pid in (*worker, *(child for one in worker for child in offspring(one)))]
+
+
+def offspring(pid: int) -> list[int]:
+    said = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
+    return [int(one) for one in said.split()]
+
+
+def lives(process: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
 
 
 def listed(bearer: str) -> list[str]:
@@ -378,12 +387,13 @@ async def test_a_killed_runner_leaves_nothing_its_calls_go_to_the_next_and_that_
     first = Tools(tmp_path, namespace)
     await asyncio.to_thread(first.await_ready)
     lane = CeleryLane(REDIS, namespace=namespace, resend_s=2.0)
-    call = asyncio.create_task(lane.call(tool_call("import time; time.sleep(1.5); print('done')")))
+    call = asyncio.create_task(lane.call(tool_call("import time; time.sleep(1.5); print('done')", left_s=60)))
     await asyncio.sleep(1)
-    before = set(first.children())
+    family = first.family()
+    assert len(family) == 4
     first.kill()
     assert await asyncio.to_thread(until, lambda: not first.containers(), 5)
-    assert await asyncio.to_thread(until, lambda: set(first.children()) < before, 5)
+    assert await asyncio.to_thread(until, lambda: not any(map(lives, family)), 5)
     second = Tools(tmp_path, namespace)
     try:
         assert (await call).stdout == "done\n"
