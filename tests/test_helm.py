@@ -205,7 +205,7 @@ def test_agent_files_reach_every_role_that_reads_them(full: list[Document]) -> N
         (["--set", "tools.dockerHost="], "tools.dockerHost is required"),
         (["--kube-version", "1.30.0"], "incompatible with Kubernetes v1.30.0"),
     ],
-    ids=lambda value: value[-1] if isinstance(value, list) else "",
+    ids=["name", "agent-field", "host-socket", "agent-name", "no-broker", "no-secret", "no-engine", "old-kubernetes"],
 )
 def test_values_that_do_not_fit_are_refused_with_a_sentence(words: list[str], sentence: str) -> None:
     base = ["template", "rel", str(CHART), "--kube-version", NEWEST, "-f", str(CHART / "ci" / "minimal-values.yaml")]

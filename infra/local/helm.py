@@ -6,6 +6,7 @@ Called by `tests/test_helm.py`, and by people: `python3 infra/local/helm.py temp
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def main() -> int:
     except StackError as error:
         print(f"helm: {error}", file=sys.stderr)
         return 1
-    os.execve(program, ["helm", *sys.argv[1:]], {**os.environ, **homes})
+    return subprocess.run([program, *sys.argv[1:]], env={**os.environ, **homes}, check=False).returncode
 
 
 if __name__ == "__main__":
