@@ -1,0 +1,232 @@
+"""What the journal stands on, held by both databases: one SQL, one clock, transactions that are whole or not at all, and a fence."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from metier_infra.database import (
+    Database,
+    Params,
+    RetryingDatabase,
+    Row,
+    Statement,
+    check_schema,
+    migrate,
+    migrations,
+    schema_version,
+)
+from metier_infra.errors import BadSettings, FencedOff, JournalGone, MissingService, SchemaBehind
+from metier_infra.postgres_journal import PostgresDatabase
+from metier_infra.retry import Backoff
+from metier_infra.sqlite_journal import SqliteDatabase
+
+AT_ONCE = Backoff(first_s=0, attempts=3)
+INSERT = "INSERT INTO notes (id, body, raw) VALUES (:id, :body, :raw) RETURNING id, body"
+
+
+def note(number: int, body: str | None = "x", raw: bytes = b"") -> Statement:
+    return Statement(INSERT, {"id": number, "body": body, "raw": raw})
+
+
+@pytest.fixture
+async def notes(empty_database: Database) -> Database:
+    await empty_database.write(
+        Statement("CREATE TABLE notes (id bigint PRIMARY KEY, body text, raw bytea NOT NULL, at double precision)")
+    )
+    return empty_database
+
+
+async def ids(db: Database) -> list[int]:
+    return [int(row["id"]) for row in await db.read("SELECT id FROM notes ORDER BY id")]
+
+
+async def test_what_is_written_is_read_back_with_its_types(notes: Database) -> None:
+    text, every_byte = "%s ; ':now' :body — “ß”", bytes(range(256))
+    await notes.write(note(2**60, text, every_byte), note(2, None))
+    rows = await notes.read("SELECT * FROM notes WHERE id = :id", {"id": 2**60})
+    assert [(row["id"], row["body"], bytes(row["raw"])) for row in rows] == [(2**60, text, every_byte)]
+    assert (await notes.read("SELECT body FROM notes WHERE id = :id", {"id": 2}))[0]["body"] is None
+
+
+async def test_every_statement_gives_its_own_rows(notes: Database) -> None:
+    given = await notes.write(note(1, "a"), Statement("DELETE FROM notes WHERE id = 9"), note(2, "b"))
+    assert [[dict(row) for row in rows] for rows in given] == [[{"id": 1, "body": "a"}], [], [{"id": 2, "body": "b"}]]
+
+
+async def test_now_is_the_time_in_seconds_by_one_clock_for_reads_and_writes(notes: Database) -> None:
+    await notes.write(note(1), Statement("UPDATE notes SET at = :now"))
+    row = (await notes.read("SELECT at, :now AS later, :now - at AS age FROM notes"))[0]
+    assert 0 <= float(row["age"]) < 20
+    assert abs(float(row["at"]) - time.time()) < 20
+    assert float(row["at"]) % 1 != 0
+
+
+async def test_a_write_that_breaks_in_the_middle_leaves_nothing(notes: Database) -> None:
+    await notes.write(note(1))
+    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
+        await notes.write(note(2), note(1))
+    assert await ids(notes) == [1]
+    await notes.write(note(3))
+    assert await ids(notes) == [1, 3]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_a_fence_that_touches_no_row_undoes_the_whole_write(notes: Database, place: int) -> None:
+    fence = Statement("UPDATE notes SET body = 'mine' WHERE id = :id", {"id": 7}, must=True)
+    statements = [note(1), note(2)]
+    statements.insert(place, fence)
+    with pytest.raises(FencedOff):
+        await notes.write(*statements)
+    with pytest.raises(FencedOff):
+        await notes.write(fence)
+    assert await ids(notes) == []
+
+
+async def test_a_fence_that_touches_a_row_lets_the_write_through(notes: Database) -> None:
+    await notes.write(note(7))
+    fence = Statement("UPDATE notes SET body = 'mine' WHERE id = :id", {"id": 7}, must=True)
+    await notes.write(fence, note(8))
+    await notes.write(Statement(fence.sql + " RETURNING id", fence.params, must=True))
+    assert await ids(notes) == [7, 8]
+
+
+async def test_migrations_bring_an_empty_database_up_to_date_once(empty_database: Database) -> None:
+    assert await schema_version(empty_database) == 0
+    assert await migrate(empty_database) == list(migrations())
+    assert await schema_version(empty_database) == max(migrations())
+    assert await migrate(empty_database) == []
+    await check_schema(empty_database)
+
+
+async def test_a_schema_that_is_behind_names_the_command(empty_database: Database) -> None:
+    with pytest.raises(SchemaBehind, match=r"at version 0 and this code needs \d+; run `metier migrate`"):
+        await check_schema(empty_database)
+
+
+async def test_a_schema_that_is_ahead_asks_for_a_newer_program(database: Database) -> None:
+    await database.write(Statement("INSERT INTO metier_schema (version, at) VALUES (9999, :now)"))
+    with pytest.raises(SchemaBehind, match=r"version 9999, newer than .* deploy a newer"):
+        await check_schema(database)
+    assert await migrate(database) == []
+
+
+async def test_reading_a_journal_that_was_never_made_says_what_to_run(empty_database: Database) -> None:
+    with pytest.raises(SchemaBehind, match="is empty: run `metier migrate`"):
+        await empty_database.read("SELECT * FROM runs")
+
+
+class Flickering:
+    """A database that is away for its first calls."""
+
+    def __init__(self, inner: Database, away: int) -> None:
+        self.inner = inner
+        self.away = away
+
+    def _flicker(self) -> None:
+        self.away -= 1
+        if self.away >= 0:
+            raise JournalGone("away")
+
+    async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
+        self._flicker()
+        return await self.inner.read(sql, params)
+
+    async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
+        self._flicker()
+        return await self.inner.write(*statements)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+async def test_a_database_that_is_away_for_a_moment_is_asked_again(notes: Database) -> None:
+    flickering = Flickering(notes, away=2)
+    patient = RetryingDatabase(flickering, AT_ONCE)
+    assert await patient.write(note(1)) == [[{"id": 1, "body": "x"}]]
+    flickering.away = 2
+    assert len(await patient.read("SELECT id FROM notes")) == 1
+
+
+async def test_a_database_that_stays_away_is_said_to_be_gone(notes: Database) -> None:
+    with pytest.raises(JournalGone):
+        await RetryingDatabase(Flickering(notes, away=3), AT_ONCE).read("SELECT id FROM notes")
+
+
+async def test_a_fence_is_not_tried_again(notes: Database) -> None:
+    flickering = Flickering(notes, away=0)
+    with pytest.raises(FencedOff):
+        await RetryingDatabase(flickering, AT_ONCE).write(Statement("DELETE FROM notes", must=True))
+    assert flickering.away == -1
+
+
+async def test_postgres_that_loses_its_connections_comes_back(postgres_url: str) -> None:
+    db = await PostgresDatabase(postgres_url, size=2).open()
+    patient = RetryingDatabase(db, Backoff(first_s=0.01))
+    assert await patient.read("SELECT 1 AS one")
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    with pytest.raises(JournalGone, match=r"Postgres at .* does not answer"):
+        await db.read("SELECT 1 AS one")
+    assert [row["one"] for row in await patient.read("SELECT 1 AS one")] == [1]
+    await db.close()
+
+
+async def test_where_no_postgres_listens_the_journal_is_gone() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+        with pytest.raises(JournalGone, match=f"Postgres at {place} does not answer"):
+            await PostgresDatabase(f"postgresql://postgres@{place}/none").open()
+
+
+def test_a_postgres_address_that_is_none_names_the_setting() -> None:
+    with pytest.raises(BadSettings, match="METIER_POSTGRES_URL is not a Postgres URL"):
+        PostgresDatabase("http://not postgres")
+
+
+async def test_a_second_process_on_one_sqlite_file_is_told_so(tmp_path: Path) -> None:
+    """The lock is the file's, not the process's: a second opening in this process stands for another one."""
+    path = tmp_path / "deep" / "journal.db"
+    db = SqliteDatabase(path)
+    with pytest.raises(MissingService, match="in use by another `metier` process; end it, or set METIER_SQLITE_PATH"):
+        SqliteDatabase(path)
+    await db.close()
+    await SqliteDatabase(path).close()
+
+
+async def test_a_reader_sees_what_the_owner_wrote_and_cannot_write(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    owner = SqliteDatabase(path)
+    await migrate(owner)
+    reader = SqliteDatabase(path, read_only=True)
+    assert await schema_version(owner) == max(migrations())
+    await check_schema(reader)
+    assert await reader.read("SELECT * FROM runs") == []
+    with pytest.raises(JournalGone, match="readonly"):
+        await reader.write(Statement("DELETE FROM runs"))
+    await reader.close()
+    await owner.close()
+
+
+async def test_a_reader_of_a_file_that_is_not_there_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(MissingService, match="there is no journal at"):
+        SqliteDatabase(tmp_path / "none.db", read_only=True)
+
+
+async def test_what_sqlite_committed_is_there_after_the_file_is_opened_again(tmp_path: Path) -> None:
+    db = SqliteDatabase(tmp_path / "journal.db")
+    await migrate(db)
+    await db.close()
+    again = SqliteDatabase(tmp_path / "journal.db")
+    await check_schema(again)
+    await again.close()
