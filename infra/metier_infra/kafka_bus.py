@@ -218,13 +218,16 @@ class _Puller:
             auto_offset_reset=self._what.start,
             session_timeout_ms=self._settings.session_timeout_ms,
             heartbeat_interval_ms=self._settings.session_timeout_ms // 4,
-            metadata_max_age_ms=30_000,
+            metadata_max_age_ms=5_000,
             max_partition_fetch_bytes=8 << 20,
             **CONNECTING,
             **static,
         )
         if grouped:
-            consumer.subscribe([self._settings.prefix + topic for topic in self._what.topics])
+            names = [self._settings.prefix + topic for topic in self._what.topics]
+            consumer.subscribe(names)
+            for name in names:  # a member that joins without knowing its topics is given nothing, and must join again
+                consumer.partitions_for_topic(name)
         else:
             self._assign_all(consumer)
         return consumer

@@ -1,0 +1,258 @@
+"""What only real Kafka can show: commits, rebalances, dead members, a broker that is not there, and two systems on one cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from metier_infra.bus import Consumption, Handler
+from metier_infra.errors import BadSettings, BusGone
+from metier_infra.kafka_bus import KafkaBus
+from metier_infra.kafka_topics import Topic, apply
+from metier_infra.messages import RUNS, Delivery, Record
+from metier_infra.settings import KafkaSettings
+
+HUNG = 30
+Open = Callable[..., KafkaBus]
+
+
+def word(n: int, key: bytes) -> Record:
+    return Record(RUNS, key, str(n).encode())
+
+
+@pytest.fixture
+async def opened(kafka: KafkaSettings) -> AsyncIterator[Callable[[KafkaSettings, str | None], KafkaBus]]:
+    """Opens buses, and closes them after the test."""
+    buses: list[KafkaBus] = []
+
+    def open_bus(settings: KafkaSettings, member: str | None = None) -> KafkaBus:
+        buses.append(KafkaBus(settings, client="metier-tests", member=member))
+        return buses[-1]
+
+    yield open_bus
+    for bus in buses:
+        await bus.close()
+
+
+class Member:
+    """A consumer of the group `g` that goes on in the background, and keeps what it handled."""
+
+    def __init__(
+        self, bus: KafkaBus, handle: Handler | None = None, *, on: tuple[int, Callable[[], None]] | None = None
+    ) -> None:
+        self.seen: list[int] = []
+        self.lost: list[tuple[str, frozenset[int]]] = []
+        self.stop, self.ready, self.revoked = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._handle = handle
+        self._on = on
+        what = Consumption([RUNS], "g", ready=self.ready.set, revoked=self._revoked)
+        self.task = asyncio.create_task(bus.consume(what, self._keep, self.stop))
+
+    def _revoked(self, topic: str, partitions: frozenset[int]) -> None:
+        self.lost.append((topic, partitions))
+        self.revoked.set()
+
+    async def _keep(self, delivery: Delivery) -> None:
+        if self._handle is not None:
+            await self._handle(delivery)
+        self.seen.append(int(delivery.value))
+        if self._on is not None and len(self.seen) == self._on[0]:
+            self._on[1]()
+
+    async def end(self) -> None:
+        self.stop.set()
+        async with asyncio.timeout(HUNG):
+            await self.task
+
+
+async def happened(event: asyncio.Event) -> None:
+    async with asyncio.timeout(HUNG):
+        await event.wait()
+
+
+async def rest(bus: KafkaBus, count: int) -> list[int]:
+    """The next `count` records of the group."""
+    enough = asyncio.Event()
+    member = Member(bus, on=(count, enough.set))
+    await happened(enough)
+    await member.end()
+    return member.seen
+
+
+async def test_a_commit_stops_at_the_first_record_that_is_not_finished(kafka: KafkaSettings, opened: Open) -> None:
+    apply(kafka, [Topic(RUNS, 1, 1)])
+    bus, blocked, others = opened(kafka), asyncio.Event(), asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        if int(delivery.value) == 2:
+            blocked.set()
+            await asyncio.Event().wait()
+
+    await bus.publish(*[word(n, b"%d" % n) for n in range(5)])
+    member = Member(bus, handle, on=(4, others.set))
+    await happened(blocked)
+    await happened(others)
+    member.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await member.task
+    assert sorted(member.seen) == [0, 1, 3, 4]
+    assert await rest(bus, 3) == [2, 3, 4]
+
+
+async def test_members_that_join_and_leave_lose_nothing_and_are_told_what_they_lost(
+    kafka: KafkaSettings, opened: Open
+) -> None:
+    kafka = kafka.model_copy(update={"session_timeout_ms": 2_000})
+    apply(kafka, [Topic(RUNS, 4, 1)])
+    bus, seen, some, all_seen, published = opened(kafka), set[int](), asyncio.Event(), asyncio.Event(), 0
+    enough = asyncio.Event()
+
+    async def handle(delivery: Delivery) -> None:
+        await asyncio.sleep(0.002)
+        seen.add(int(delivery.value))
+        if len(seen) >= 50:
+            some.set()
+        if enough.is_set() and len(seen) == published:
+            all_seen.set()
+
+    async def feed() -> None:
+        """More than the members can take, all the time, and one last record when everything else is out."""
+        nonlocal published
+        while not enough.is_set():
+            await bus.publish(*[word(published + n, b"key%d" % (n % 20)) for n in range(40)])
+            published += 40
+        published += 1
+        await bus.publish(word(published - 1, b"last"))
+
+    feeding = asyncio.create_task(feed())
+    stays = Member(bus, handle)
+    await happened(some)
+    leaves = Member(opened(kafka), handle)
+    await happened(stays.revoked)
+    await happened(leaves.ready)
+    await leaves.end()
+    enough.set()
+    await feeding
+    await happened(all_seen)
+    await stays.end()
+    assert seen == set(range(published))
+    (topic, partitions), *_ = stays.lost
+    assert topic == RUNS
+    assert 0 < len(partitions) < 4
+
+
+async def test_records_of_one_key_keep_their_order_through_a_rebalance(kafka: KafkaSettings, opened: Open) -> None:
+    """A record may come twice; but what is seen for the first time comes in the order of the log."""
+    kafka = kafka.model_copy(update={"session_timeout_ms": 2_000})
+    apply(kafka, [Topic(RUNS, 2, 1)])
+    bus, last, some, first_seen = opened(kafka), asyncio.Event(), asyncio.Event(), list[int]()
+
+    async def handle(delivery: Delivery) -> None:
+        await asyncio.sleep(0.001)
+        if int(delivery.value) not in first_seen:
+            first_seen.append(int(delivery.value))
+        if len(first_seen) >= 20:
+            some.set()
+        if len(first_seen) == 200:
+            last.set()
+
+    await bus.publish(*[word(n, b"the only key") for n in range(200)])
+    one = Member(bus, handle)
+    await happened(some)
+    two = Member(opened(kafka), handle)
+    await happened(last)
+    await one.end()
+    await two.end()
+    assert first_seen == list(range(200))
+
+
+CONSUMER = """
+import asyncio, sys
+from metier_infra.bus import Consumption
+from metier_infra.kafka_bus import KafkaBus
+from metier_infra.settings import KafkaSettings
+
+settings = KafkaSettings().model_copy(update={"bootstrap": sys.argv[1], "prefix": sys.argv[2], "session_timeout_ms": 60_000})
+
+async def hang(delivery):
+    print("in hand", flush=True)
+    await asyncio.Event().wait()
+
+bus = KafkaBus(settings, client="victim", member="pod-0")
+asyncio.run(bus.consume(Consumption([sys.argv[3]], "g"), hang, asyncio.Event()))
+"""
+
+
+async def test_a_killed_member_that_comes_back_under_its_name_need_not_wait_for_its_own_death(
+    kafka: KafkaSettings, opened: Open
+) -> None:
+    """Without the name, the broker would keep the partitions for the dead member for its session timeout: a minute."""
+    apply(kafka, [Topic(RUNS, 1, 1)])
+    patient = kafka.model_copy(update={"session_timeout_ms": 60_000})
+    bus = opened(patient, "pod-0")
+    await bus.publish(word(0, b"k"))
+    place = (str(kafka.bootstrap), kafka.prefix, RUNS)
+    victim = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CONSUMER, *place, stdout=asyncio.subprocess.PIPE
+    )
+    assert victim.stdout is not None
+    assert await victim.stdout.readline() == b"in hand\n"
+    victim.kill()
+    await victim.wait()
+    assert await rest(bus, 1) == [0]
+
+
+async def test_two_systems_on_one_cluster_do_not_see_each_other(kafka: KafkaSettings, opened: Open) -> None:
+    here, there = [kafka.model_copy(update={"prefix": kafka.prefix + name}) for name in ("here.", "there.")]
+    for settings in (here, there):
+        apply(settings, [Topic(RUNS, 1, 1)])
+    await opened(here).publish(word(1, b"k"))
+    await opened(there).publish(word(2, b"k"))
+    assert await rest(opened(here), 1) == [1]
+    assert await rest(opened(there), 1) == [2]
+
+
+@pytest.fixture
+def nowhere(kafka: KafkaSettings) -> KafkaSettings:
+    """Settings that name a port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return kafka.model_copy(update={"bootstrap": f"127.0.0.1:{probe.getsockname()[1]}"})
+
+
+async def test_where_no_broker_answers_the_bus_is_gone(nowhere: KafkaSettings, opened: Open) -> None:
+    bus = opened(nowhere)
+
+    async def ignore(_: Delivery) -> None:
+        return
+
+    async with asyncio.timeout(HUNG):
+        errors = await asyncio.gather(
+            bus.publish(word(0, b"k")),
+            bus.consume(Consumption([RUNS], "g"), ignore, asyncio.Event()),
+            asyncio.to_thread(apply, nowhere, []),
+            return_exceptions=True,
+        )
+    for error in errors:
+        assert isinstance(error, BusGone)
+        assert str(nowhere.bootstrap) in str(error)
+
+
+async def test_without_an_address_the_setting_is_named(kafka: KafkaSettings, opened: Open) -> None:
+    with pytest.raises(BadSettings, match="METIER_KAFKA_BOOTSTRAP is not set"):
+        await opened(kafka.model_copy(update={"bootstrap": None})).publish(word(0, b"k"))
+
+
+def test_topics_are_made_and_grown_and_never_shrunk(kafka: KafkaSettings) -> None:
+    def applied(partitions: int) -> list[tuple[str, str]]:
+        wanted = [Topic("a", partitions, 1, retention_ms=60_000), Topic("b", 1, 1)]
+        return [(change.name.removeprefix(kafka.prefix), change.action) for change in apply(kafka, wanted)]
+
+    assert applied(2) == [("a", "created with 2 partitions"), ("b", "created with 1 partitions")]
+    assert applied(2) == [("a", "has 2 partitions"), ("b", "has 1 partitions")]
+    assert applied(3) == [("a", "grew from 2 to 3 partitions"), ("b", "has 1 partitions")]
+    assert applied(1) == [("a", "has 3 partitions (declared 1; never shrunk)"), ("b", "has 1 partitions")]
