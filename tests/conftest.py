@@ -14,10 +14,11 @@ from pathlib import Path
 import psycopg
 import pytest
 from kafka.admin import KafkaAdminClient
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from metier_infra import kafka_topics
+from metier_infra import kafka_topics, telemetry
 from metier_infra.bus import Bus, MemoryBus
 from metier_infra.database import Database, migrate
 from metier_infra.journal import Journal
@@ -115,3 +116,13 @@ async def bus(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[B
             bus = KafkaBus(request.getfixturevalue("topics"), client="metier-tests")
         after.push_async_callback(bus.close)
         yield bus
+
+
+@pytest.fixture
+def spans() -> Iterator[InMemorySpanExporter]:
+    """Every span that ends during the test."""
+    exporter = InMemorySpanExporter()
+    telemetry.stop()
+    telemetry.start("tests", "one", exporter)
+    yield exporter
+    telemetry.stop()

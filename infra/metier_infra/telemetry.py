@@ -14,6 +14,7 @@ from typing import Literal
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -127,16 +128,20 @@ class Span:
         return _format(self._inner.get_span_context())
 
 
-def start(role: str, instance: str) -> None:
-    """Install the tracer of this process, once. Spans are exported by OTLP over HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set."""
+def start(role: str, instance: str, exporter: SpanExporter | None = None) -> None:
+    """Install the tracer of this process, once. Spans are exported by OTLP over HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+
+    `exporter` gets each span when it ends, whatever the environment says: for tests, and for programs that embed Métier.
+    """
     if _provider:
         return
     provider = TracerProvider(
         resource=Resource.create({"service.name": f"metier-{role}", "service.instance.id": instance}, SCHEMA_URL)
     )
-    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+    if exporter is not None:
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+    elif os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
     _provider.append(provider)
