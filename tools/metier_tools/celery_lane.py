@@ -250,7 +250,7 @@ class CeleryLane:
                     failures += 1
                     await self._lost(error, failures)
                 else:
-                    if item is not None:
+                    if item:  # an empty answer is a wait that ran out
                         self._deliver(item)
         finally:
             await client.aclose()

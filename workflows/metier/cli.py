@@ -163,9 +163,11 @@ def version(as_json: Json = False) -> None:
         typer.echo(f"{name} {number}")
 
 
-app.command(epilog=_example('metier publish specialists \'{"question": "What is 6 times 7?"}\' --wait'))(
-    cli_runs.publish
-)
+app.command(
+    epilog=_example(
+        'metier publish specialists \'{"question": "Geb is 10 less than half the age of Haley. If Haley is 26 years old, how old is Geb?"}\' --wait'
+    )
+)(cli_runs.publish)
 app.command("trace", epilog=_example("metier trace 3f2a --json"))(cli_runs.trace)
 runs.command("list", epilog=_example("metier runs list --status failed --json"))(cli_runs.list_runs)
 runs.command("show", epilog=_example("metier runs show 3f2a"))(cli_runs.show)

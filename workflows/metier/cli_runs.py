@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar, cast
 import typer
 from pydantic import JsonValue
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from metier import client, compose
 from metier.compose import Config, System
@@ -113,7 +113,9 @@ def list_runs(
     if as_json:
         typer.echo(json.dumps([run.model_dump(mode="json") for run in found]))
         return
-    table = Table("run", "workflow", "status", "accepted", "took", "cost", "why")
+    table = Table(
+        "run", "workflow", "status", "accepted", "took", "cost USD", Column("why", overflow="ellipsis", no_wrap=True)
+    )
     for run in found:
         table.add_row(*_row(run))
     out.print(table)
@@ -123,7 +125,7 @@ def _row(run: Run) -> tuple[str, ...]:
     accepted = datetime.fromtimestamp(run.accepted_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
     took = f"{run.finished_at - run.accepted_at:.2f} s" if run.finished_at else ""
     why = f"{run.failure.code}: {run.failure.message}" if run.failure else ""
-    return run.run_id[:12], run.workflow, run.status, accepted, took, f"${run.cost_usd:.6f}", why
+    return run.run_id[:12], run.workflow, run.status, accepted, took, f"{run.cost_usd:.6f}", why
 
 
 def show(run_id: RunArgument, as_json: Json = False) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import secrets
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -91,15 +92,15 @@ def standalone(config: Config) -> Config:
 
 
 def use_local_stack() -> bool:
-    """Take over where `make up` put its services, unless the environment names a broker; whether a stack was found."""
+    """Take over where `make up` put its services, unless the environment names a broker; whether a broker is known now."""
     if "METIER_KAFKA_BOOTSTRAP" in os.environ:
         return True
-    if not LOCAL_ENV.is_file():
+    lines = LOCAL_ENV.read_text().splitlines() if LOCAL_ENV.is_file() else []
+    found = dict(word.split("=", 1) for line in lines for word in shlex.split(line.removeprefix("export ")))
+    if "METIER_KAFKA_BOOTSTRAP" not in found:
         return False
-    for line in LOCAL_ENV.read_text().splitlines():
-        name, found, value = line.removeprefix("export ").partition("=")
-        if found:
-            os.environ.setdefault(name, value.strip("'\""))
+    for name, value in found.items():
+        os.environ.setdefault(name, value)
     return True
 
 
@@ -199,13 +200,11 @@ def open_models(specs: Iterable[AgentSpec]) -> dict[str, Model]:
 
 def grant_key(config: Config) -> bytes:
     """The key that signs tool calls. Raises `MissingService` when none is set."""
-    if config.lane.grant_key is not None:
-        return config.lane.grant_key.get_secret_value().encode()
-    if config.distributed:
+    if config.lane.grant_key is None:
         raise MissingService(
             "METIER_GRANT_KEY is not set: agents and tool runners share it to sign and verify tool calls"
         )
-    return secrets.token_bytes(32)
+    return config.lane.grant_key.get_secret_value().encode()
 
 
 def topics(config: Config) -> list[TopicChange]:

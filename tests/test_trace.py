@@ -1,0 +1,136 @@
+"""A run's tree from the journal: a whole system in this process, with a scripted tool lane. Not tested here: real containers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+from rich.console import Console
+
+from metier import client, compose, roles
+from metier.compose import System
+from metier.trace import Rows, TraceNode, gather, render, tree
+from metier_agents.recordings import read_recordings
+from metier_infra.messages import RunFailed, RunSucceeded
+from metier_tools.sandbox import Outcome, Request
+
+QUERIES = read_recordings(compose.recordings_path()).queries
+CODE = next(query for query in QUERIES if query.category == "code_reasoning")
+WORD = next(query for query in QUERIES if query.category == "math_word")
+
+
+def run_it(request: Request) -> Outcome:
+    """Stands in for the sandbox: says what running the code gives."""
+    assert CODE.gold is not None
+    return Outcome("ok", 0, CODE.gold + "\n", wall_ms=3.0) if "print(repr(" in request.source else Outcome("error", 1)
+
+
+@pytest.fixture
+async def system() -> AsyncGenerator[System]:
+    """Every role in this process, and no container."""
+    async with roles.embedded(compose.configure(), journal=":memory:", lane=compose.scripted_lane(run_it)) as found:
+        yield found
+
+
+async def rows_of(
+    system: System, question: str, workflow: str = "specialists"
+) -> tuple[RunSucceeded | RunFailed, Rows]:
+    end = await client.publish_and_wait(system.bus, workflow, {"question": question}, event_id=None, timeout_s=30)
+    run = await system.journal.runs.get(end.run_id)
+    assert run is not None
+    return end, await gather(system.journal, run)
+
+
+def below(node: TraceNode, *kinds: str) -> list[TraceNode]:
+    """The nodes at the end of a path of kinds, such as call, agent, tool."""
+    if not kinds:
+        return [node]
+    return [found for child in node.children if child.kind == kinds[0] for found in below(child, *kinds[1:])]
+
+
+async def test_the_tree_goes_from_event_to_event(system: System) -> None:
+    # Given a code question, which two agents answer with a tool
+    end, rows = await rows_of(system, CODE.text)
+    assert isinstance(end, RunSucceeded)
+    # When its tree is built
+    node = tree(rows)
+    # Then every hop stands under the one that caused it
+    assert (node.kind, node.name) == ("event", "run.requested")
+    assert [child.name for child in below(node, "event")] == ["run.succeeded"]
+    assert [child.name for child in below(node, "workflow")] == ["specialists"]
+    assert len(below(node, "workflow", "decision")) == 1
+    agents = below(node, "workflow", "call", "agent")
+    assert {agent.name for agent in agents} == set(rows.decisions[0].chosen)
+    assert len(below(node, "workflow", "call", "agent", "tool", "container")) == 2
+    assert all(below(agent, "model") and len(below(agent, "answer")) == 1 for agent in agents)
+    # and times and costs add up
+    assert node.ms is not None
+    assert all(0 <= (child.at_ms or 0) <= node.ms for child in below(node, "workflow", "call"))
+    turns = below(node, "workflow", "call", "agent", "model")
+    assert sum(turn.cost_usd or 0 for turn in turns) == pytest.approx(end.cost_usd)
+    assert sum(call.cost_usd or 0 for call in below(node, "workflow", "call")) == pytest.approx(end.cost_usd)
+
+
+async def test_the_policies_show_in_the_turns(system: System) -> None:
+    _, rows = await rows_of(system, CODE.text)
+    for agent in below(tree(rows), "workflow", "call", "agent"):
+        first = below(agent, "model")[0]
+        if "autonomous" in agent.note:
+            assert "no tools offered" in first.note
+        if "collaborative" in agent.note:
+            assert "tools offered: python" in first.note
+
+
+async def test_what_a_rule_wrote_is_called_so(system: System) -> None:
+    _, rows = await rows_of(system, CODE.text)
+    calls_tool = [
+        turn for turn in below(tree(rows), "workflow", "call", "agent", "model") if "calls python" in turn.note
+    ]
+    assert calls_tool
+    assert all("written by a fixed rule" in turn.note for turn in calls_tool)
+
+
+async def test_a_failure_stands_where_it_happened(system: System) -> None:
+    end, rows = await rows_of(system, "What was never recorded?")
+    assert isinstance(end, RunFailed)
+    node = tree(rows)
+    assert [answer.name for answer in below(node, "workflow", "call", "agent", "answer")] == ["failed"]
+    assert "call_failed" in below(node, "event")[0].note
+
+
+async def test_a_run_in_flight_has_a_tree_too(system: System) -> None:
+    end, rows = await rows_of(system, WORD.text)
+    begun = rows.run.model_copy(update={"status": "running", "finished_at": None, "result": None})
+    node = tree(
+        Rows(
+            begun,
+            rows.decisions,
+            [call.model_copy(update={"answer": None, "answered_at": None}) for call in rows.calls],
+            rows.steps,
+            (),
+        )
+    )
+    assert below(node, "event")[0].name == "running"
+    assert below(node, "workflow", "call", "agent", "answer") == []
+    assert end.run_id in node.note
+
+
+async def test_it_renders_for_a_terminal_and_for_a_machine(system: System) -> None:
+    _, rows = await rows_of(system, CODE.text)
+    node = tree(rows)
+    console = Console(width=200, record=True, file=None, quiet=True)
+    with console.capture() as captured:
+        console.quiet = False
+        console.print(render(node))
+    assert "container" in captured.get()
+    assert TraceNode.model_validate_json(node.model_dump_json()) == node
+
+
+async def test_many_runs_at_once_keep_apart(system: System) -> None:
+    # Given twenty questions asked at once
+    chosen = [query for query in QUERIES if query.category == "math_word"][:20]
+    ends = await asyncio.gather(*[rows_of(system, query.text) for query in chosen])
+    # Then each run answers its own
+    assert [rows.run.input["question"] for _, rows in ends] == [query.text for query in chosen]
+    assert all(isinstance(end, RunSucceeded) for end, _ in ends)
