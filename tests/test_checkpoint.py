@@ -1,0 +1,217 @@
+"""The saver over both databases: LangGraph's own conformance suite, the fence, and graphs that go on where they were cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointMetadata, empty_checkpoint
+from langgraph.checkpoint.conformance import checkpointer_test, validate
+from langgraph.checkpoint.conformance.capabilities import BASE_CAPABILITIES
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Send
+
+from metier_infra.database import Database
+from metier_infra.errors import FencedOff
+from metier_infra.journal import Journal
+from metier_infra.messages import RunId
+from metier_infra.rows import Run
+from metier_workflows.checkpoint import JournalSaver
+
+TABLES = ("checkpoints", "channel_values", "channel_writes")
+META: CheckpointMetadata = {"source": "loop", "step": 1, "parents": {}}
+HUNG = 30
+
+
+async def test_langgraphs_own_conformance_suite_passes(database: Database) -> None:
+    @checkpointer_test(name="JournalSaver")
+    async def savers() -> AsyncGenerator[BaseCheckpointSaver[str]]:
+        yield JournalSaver(database)
+
+    report = await validate(savers)
+    for capability in BASE_CAPABILITIES:
+        found = report.results[capability.value]
+        assert found.detected, capability
+        assert found.failures == [], capability
+        assert found.tests_passed > 0, capability
+
+
+async def held(journal: Journal, owner: str = "one") -> Run:
+    """A run, accepted once, and leased."""
+    asked = Run(
+        run_id=RunId("r" * 32), source="/s", event_id="e", workflow="w", version=None, status="accepted", input={}, traceparent=""
+    )  # fmt: skip
+    await journal.runs.accept(asked)
+    run = await journal.runs.lease(asked.run_id, owner)
+    assert run is not None
+    return run
+
+
+def at(run: Run, **more: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": run.run_id, "checkpoint_ns": "", **more}}
+
+
+def checkpoint(a: int) -> Checkpoint:
+    """A checkpoint with the value `a` of one channel, in its version `a`."""
+    made = empty_checkpoint()
+    made["channel_values"] = {"a": a}
+    made["channel_versions"] = {"a": str(a)}
+    return made
+
+
+async def stored(db: Database) -> dict[str, int]:
+    return {table: int((await db.read(f"SELECT count(*) AS n FROM {table}"))[0]["n"]) for table in TABLES}
+
+
+async def test_who_lost_the_run_can_write_nothing_and_who_holds_it_can(database: Database) -> None:
+    brief = Journal(database, lease_s=-1)
+    first = await held(brief)
+    zombie = JournalSaver(database, first.epoch)
+    place = await zombie.aput(at(first), checkpoint(1), META, {"a": "1"})
+    await zombie.aput_writes(place, [("a", 1)], "task")
+    second = await held(brief, "two")
+    before = await stored(database)
+    with pytest.raises(FencedOff):
+        await zombie.aput(place, checkpoint(2), META, {"a": "2"})
+    with pytest.raises(FencedOff):
+        await zombie.aput_writes(place, [("a", 2)], "other task")
+    assert await stored(database) == before == {"checkpoints": 1, "channel_values": 1, "channel_writes": 1}
+    owner = JournalSaver(database, second.epoch)
+    await owner.aput(place, checkpoint(2), META, {"a": "2"})
+    found = await owner.aget_tuple(at(first))
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"a": 2}
+
+
+class State(TypedDict):
+    """Items to work on, and what came of them."""
+
+    items: list[int]
+    done: Annotated[list[int], operator.add]
+    total: int
+
+
+class Item(TypedDict):
+    """What one branch gets."""
+
+    n: int
+
+
+class Work:
+    """A graph that fans out over its items and sums up; it can be made to hang in one item, and counts its entries."""
+
+    def __init__(self, hang_in: int | None = None) -> None:
+        self.entered: list[str] = []
+        self.hanging = asyncio.Event()
+        self.hang_in = hang_in
+
+    async def plan(self, state: State) -> dict[str, Any]:
+        self.entered.append("plan")
+        return {"items": [1, 2, 3]}
+
+    async def item(self, state: Item) -> dict[str, Any]:
+        self.entered.append(f"item{state['n']}")
+        if state["n"] == self.hang_in:
+            self.hanging.set()
+            await asyncio.Event().wait()
+        return {"done": [state["n"] * 10]}
+
+    async def total(self, state: State) -> dict[str, Any]:
+        self.entered.append("total")
+        if self.hang_in == 0:
+            self.hanging.set()
+            await asyncio.Event().wait()
+        return {"total": sum(state["done"])}
+
+    async def run(self, saver: JournalSaver, config: RunnableConfig, value: State | None) -> dict[str, Any]:
+        def fan(state: State) -> list[Send]:
+            return [Send("item", Item(n=n)) for n in state["items"]]
+
+        graph = StateGraph(State)
+        graph.add_node("plan", self.plan)
+        graph.add_node("item", self.item)
+        graph.add_node("total", self.total)
+        graph.add_edge(START, "plan")
+        graph.add_conditional_edges("plan", fan, ["item"])
+        graph.add_edge("item", "total")
+        graph.add_edge("total", END)
+        async with asyncio.timeout(HUNG):
+            return await graph.compile(checkpointer=saver).ainvoke(value, config, durability="sync")
+
+
+BEGIN: State = {"items": [], "done": [], "total": 0}
+END_STATE = {"items": [1, 2, 3], "done": [10, 20, 30], "total": 60}
+
+
+async def recorded(db: Database, tasks: int) -> None:
+    """Wait until so many tasks of the fan-out have their writes in the database."""
+    async with asyncio.timeout(HUNG):
+        while True:
+            rows = await db.read("SELECT count(*) AS n FROM channel_writes WHERE channel = 'done'")
+            if int(rows[0]["n"]) >= tasks:
+                return
+
+
+async def cut_off(database: Database, run: Run, hang_in: int, done: int) -> Work:
+    """Run until the graph hangs and the others' writes are stored; then the process dies."""
+    work = Work(hang_in)
+    running = asyncio.create_task(work.run(JournalSaver(database, run.epoch), at(run), BEGIN))
+    async with asyncio.timeout(HUNG):
+        await work.hanging.wait()
+    await recorded(database, done)
+    running.cancel()
+    await asyncio.wait([running])
+    return work
+
+
+@pytest.fixture
+def journal_brief(database: Database) -> Journal:
+    return Journal(database, lease_s=-1)
+
+
+async def test_after_a_crash_only_what_was_not_recorded_runs_again(database: Database, journal_brief: Journal) -> None:
+    first = await cut_off(database, await held(journal_brief), hang_in=2, done=2)
+    assert sorted(first.entered) == ["item1", "item2", "item3", "plan"]
+    run, again = await held(journal_brief, "two"), Work()
+    assert await again.run(JournalSaver(database, run.epoch), at(run), None) == END_STATE
+    assert again.entered == ["item2", "total"]
+
+
+async def test_after_a_crash_in_the_last_node_the_others_stay_done(database: Database, journal_brief: Journal) -> None:
+    await cut_off(database, await held(journal_brief), hang_in=0, done=3)
+    run, again = await held(journal_brief, "two"), Work()
+    assert await again.run(JournalSaver(database, run.epoch), at(run), None) == END_STATE
+    assert again.entered == ["total"]
+
+
+async def test_asking_a_finished_graph_again_gives_its_result_and_runs_nothing(
+    database: Database, journal_brief: Journal
+) -> None:
+    run = await held(journal_brief)
+    await Work().run(JournalSaver(database, run.epoch), at(run), BEGIN)
+    again = Work()
+    assert await again.run(JournalSaver(database, run.epoch), at(run), None) == END_STATE
+    assert again.entered == []
+
+
+async def test_a_graph_whose_run_was_taken_over_stops_with_the_fence(
+    database: Database, journal_brief: Journal
+) -> None:
+    lost = await held(journal_brief)
+    await held(journal_brief, "two")
+    work = Work()
+    with pytest.raises(FencedOff):
+        await work.run(JournalSaver(database, lost.epoch), at(lost), BEGIN)
+    assert await stored(database) == dict.fromkeys(TABLES, 0)
+
+
+async def test_only_changed_channels_are_stored(database: Database, journal_brief: Journal) -> None:
+    """`items` is written once by the input and once by `plan`; no later superstep stores it again."""
+    run = await held(journal_brief)
+    await Work().run(JournalSaver(database, run.epoch), at(run), BEGIN)
+    rows = await database.read("SELECT count(*) AS n FROM channel_values WHERE channel = 'items'")
+    assert int(rows[0]["n"]) == 2
