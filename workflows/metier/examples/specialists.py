@@ -23,9 +23,10 @@ from metier import Answer, Decision, agent, agents, choose, decide, plain, synth
 Category = Literal["code_reasoning", "math_competition", "math_word"]
 
 CODE = re.compile(r"\bdef \w+\(|\[PYTHON\]|^\s*assert ", re.MULTILINE)
-FORMULA = re.compile(r"\\[a-zA-Z]+|\$[^$]*[a-zA-Z=+^_{}\\<>][^$\s]*\$")
+FORMULA = re.compile(r"\\[a-zA-Z]+|\[asy\]|\$[\d.,!/]+\$|\$[^$]*[a-zA-Z=+^_{}\\<>][^$\s]*\$")
+COUNTING = re.compile(r"\bhow many (different |distinct )?ways\b|\bin how many\b|distinguishable", re.IGNORECASE)
 THEORY = re.compile(
-    r"\b(integers?|divisors?|divisible|factors?|primes?|polynomial|arithmetic sequence|distinct|how many ways|in how many|base[- ]\d"
+    r"\b(integers?|divisors?|divisible|factors?|primes?|polynomial|arithmetic sequence|distinct|base[- ]\d"
     r"|radius|perimeter|hypotenuse|triangle|polygon|vertices|perfect squares?|digits?|non-congruent|lattice)\b",
     re.IGNORECASE,
 )
@@ -75,7 +76,7 @@ def classify(text: str) -> Category:
     """What kind of task a text is, by its content alone."""
     if CODE.search(text):
         return "code_reasoning"
-    if FORMULA.search(text) or len(THEORY.findall(text)) >= 2:
+    if FORMULA.search(text) or COUNTING.search(text) or len(THEORY.findall(text)) >= 2:
         return "math_competition"
     return "math_word"
 
