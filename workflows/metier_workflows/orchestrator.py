@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -185,6 +186,7 @@ class Orchestrator:
             await self._journal.runs.release(self._instance, run_id)
         except Exception:
             log.exception("run let go after a defect of Métier", action="release", run_id=run_id)
+            await self._journal.runs.release(self._instance, run_id)
 
     async def _segment(self, run: Run, desk: RunDesk, span: telemetry.Span) -> None:
         result, failure = await self._outcome(run, desk)
@@ -201,7 +203,7 @@ class Orchestrator:
             value = workflow.accept(run.input)
             started = RunStarted(run_id=run.run_id, workflow=workflow.name, version=workflow.version)
             await self._tell(Envelope(started, f"{run.run_id}/started", SOURCE, run.run_id))
-            return await self._graph(run, workflow, value, desk), None
+            return _plain(workflow, await self._graph(run, workflow, value, desk)), None
         except FailRun as error:
             return None, Failure(code=error.code, message=str(error))
         except (FencedOff, RetryLater):
@@ -288,3 +290,14 @@ class Orchestrator:
             run = await self._journal.runs.get(one.desk.run_id)
             if run and not run.ended:
                 await self._wake(run)
+
+
+def _plain(workflow: Workflow, result: dict[str, object]) -> dict[str, object]:
+    """A run's result, as JSON can carry it. Raises `WorkflowBroken`."""
+    if "__interrupt__" in result:
+        raise WorkflowBroken(f"the graph of {workflow.name!r} stopped at an interrupt, which nothing here can resume")
+    try:
+        json.dumps(result, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise WorkflowBroken(f"the graph of {workflow.name!r} gave a result that is not JSON: {error}") from error
+    return result
