@@ -658,4 +658,4 @@ async def test_on_real_services_a_request_that_the_database_cannot_hold_blocks_n
         run_id = await house.request("chain", "good")
         assert isinstance((await house.ended(run_id))[run_id], RunSucceeded)
         dead = await house.read(DEAD_LETTERS, lambda seen: len(seen) == 2)
-        assert {dict(one.headers)["ce_id"] for one in dead} == {b"poison", b"also%00poison"}
+        assert {dict(one.headers)["ce_id"] for one in dead} == {b"poison", b"also\x00poison"}

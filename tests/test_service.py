@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from metier_infra.bus import Consumption, Handler, MemoryBus
-from metier_infra.errors import BuryRecord, BusGone, FencedOff, JournalGone, RetryLater, Undecodable, UnknownEvent
+from metier_infra.errors import (
+    BuryRecord,
+    BusGone,
+    Defect,
+    FencedOff,
+    JournalGone,
+    RetryLater,
+    Undecodable,
+    UnknownEvent,
+)
 from metier_infra.messages import (
     DEAD_LETTERS,
     RUNS,
@@ -26,7 +35,7 @@ from metier_infra.messages import (
     encode,
 )
 from metier_infra.retry import Backoff
-from metier_infra.service import Ready, buried, dispatch, on_sigterm, retried, send, serve
+from metier_infra.service import Ready, buried, contained, dispatch, on_sigterm, retried, send, serve
 
 AT_ONCE = Backoff(first_s=0, attempts=3)
 ODD = Delivery(RUNS, 3, 17, b"\xff\x00", b"\x00not json\xff", (("ce_id", b"\xfe"), ("traceparent", b"x"), ("twice", b"1"), ("twice", b"2")))  # fmt: skip
@@ -107,6 +116,22 @@ async def test_only_what_says_so_is_buried(error: Exception) -> None:
     assert [one.value for one in await read(bus, DEAD_LETTERS, 1)] == [b"the first"]
 
 
+async def test_a_record_at_which_our_code_breaks_is_tried_three_times_and_then_can_never_be_handled() -> None:
+    handle, seen = raising(*[ZeroDivisionError("by \ud800 zero")] * 3)
+    with pytest.raises(Defect, match="ZeroDivisionError: by"):
+        await contained(handle)(ODD)
+    assert seen == [ODD] * 3
+    await contained(raising(ZeroDivisionError("once"), ZeroDivisionError("twice"))[0])(ODD)
+
+
+@pytest.mark.parametrize("error", [RetryLater("later"), FencedOff("no"), Undecodable("no")])
+async def test_what_has_a_type_of_ours_is_no_defect(error: Exception) -> None:
+    handle, seen = raising(error)
+    with pytest.raises(type(error)):
+        await contained(handle)(ODD)
+    assert len(seen) == 1
+
+
 async def test_an_event_reaches_the_handler_of_its_type_with_its_envelope() -> None:
     got: list[tuple[Envelope[Any], Delivery]] = []
 
@@ -181,6 +206,24 @@ class AwayBus(MemoryBus):
         if self.consumptions >= 0:
             raise BusGone("away")
         await super().consume(what, handle, stop)
+
+
+async def test_a_defect_blocks_no_partition() -> None:
+    bus, done = MemoryBus(), asyncio.Event()
+
+    def handle(envelope: Envelope[RunAccepted]) -> None:
+        if envelope.id == "id1":
+            raise ZeroDivisionError("\ud800")
+        done.set()
+
+    await send(bus, RUNS, accepted(1), accepted(2))
+    serving = Serving(bus, handle)
+    async with asyncio.timeout(HUNG):
+        await done.wait()
+    (dead,) = await read(bus, DEAD_LETTERS, 1)
+    await serving.end()
+    assert decode(dead).id == "id1"
+    assert dict(dead.headers)["metier-dead-reason"] == b"defect"
 
 
 async def test_a_broker_that_is_away_is_waited_for() -> None:

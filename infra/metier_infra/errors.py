@@ -14,7 +14,8 @@ are chained into it where a vendor is fenced and never pass beyond.
     ├── BuryRecord          this record can never be handled: to the dead letters, with its bytes
     │   ├── Undecodable         not a CloudEvent, or its data does not fit its type
     │   ├── UnknownEvent        a type that this topic does not carry
-    │   └── UnknownCall         a call that the journal does not know
+    │   ├── UnknownCall         a call that the journal does not know
+    │   └── Defect              our own code breaks at it, each time
     ├── FailRun             the call, or the run, ends failed with this reason
     │   ├── UnknownWorkflow
     │   ├── BadInput            the event's input does not fit the workflow
@@ -95,6 +96,10 @@ class UnknownEvent(BuryRecord):
 
 class UnknownCall(BuryRecord):
     """A call that the journal does not know: nobody waits for its answer."""
+
+
+class Defect(BuryRecord):
+    """Our own code breaks at this record, each time: a bug of Métier, or a value that a database cannot hold."""
 
 
 class FailRun(MetierError):

@@ -1,4 +1,4 @@
-"""What every long-running role does with its records, as layers: span, then decode, then handle; retry or bury; acknowledge.
+"""What every long-running role does with its records, as layers: decode, then handle; retry, contain or bury; acknowledge.
 
 `orchestrator` and `worker` give it a handler; it stands between them and the bus. A role ends by SIGTERM through `stop`.
 """
@@ -17,7 +17,7 @@ import structlog
 
 from metier_infra import telemetry
 from metier_infra.bus import Bus, Consumption, Handler
-from metier_infra.errors import BuryRecord, BusGone, UnknownEvent
+from metier_infra.errors import BuryRecord, BusGone, Defect, MetierError, UnknownEvent
 from metier_infra.messages import DEAD_LETTERS, Delivery, Envelope, Event, Record, decode, encode
 from metier_infra.retry import Backoff, persist
 
@@ -39,6 +39,27 @@ def retried(handle: Handler, backoff: Backoff = PATIENT) -> Handler:
 
     async def layer(delivery: Delivery) -> None:
         await persist(f"{delivery.topic}@{delivery.partition}:{delivery.offset}", lambda: handle(delivery), backoff)
+
+    return layer
+
+
+def contained(handle: Handler, attempts: int = 3) -> Handler:
+    """A layer: a record at which our own code breaks is tried `attempts` times, then raises `Defect`: it must not block the others."""
+
+    async def layer(delivery: Delivery) -> None:
+        for attempt in range(1, attempts + 1):
+            try:
+                await handle(delivery)
+            except MetierError:
+                raise
+            except Exception as error:
+                last = attempt == attempts
+                log.exception("a defect of Métier", action="bury" if last else "retry", topic=delivery.topic,
+                              partition=delivery.partition, offset=delivery.offset, attempt=attempt)  # fmt: skip
+                if last:
+                    raise Defect(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+            else:
+                return
 
     return layer
 
@@ -66,7 +87,7 @@ def dead_letter(delivery: Delivery, error: BuryRecord) -> Record:
         "metier-dead-partition": str(delivery.partition),
         "metier-dead-offset": str(delivery.offset),
     }
-    headers = (*delivery.headers, *((name, value.encode()) for name, value in why.items()))
+    headers = (*delivery.headers, *((name, value.encode(errors="backslashreplace")) for name, value in why.items()))
     return Record(DEAD_LETTERS, delivery.key, delivery.value, headers)
 
 
@@ -120,7 +141,7 @@ def _sending(topic: str, event: Envelope[Any]) -> AbstractContextManager[telemet
 
 async def serve(bus: Bus, what: Consumption, handlers: Mapping[type[Event], EventHandler], stop: asyncio.Event) -> None:
     """Consume until `stop`; a broker that is away is waited for, with back-off."""
-    handle = buried(retried(dispatch(handlers)), bus)
+    handle = buried(contained(retried(dispatch(handlers))), bus)
     waited = retried(handle)
 
     async def consume() -> None:
