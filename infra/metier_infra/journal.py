@@ -143,17 +143,17 @@ class Calls:
 
     async def request(self, call: Call) -> Call:
         """Record the call unless it is recorded; what is stored, with its answer if there is one."""
-        await self._db.write(
+        stored = await self._db.write(
             Statement(
                 "INSERT INTO calls (call_id, run_id, agent, task, deadline, requested_at)"
-                " VALUES (:call_id, :run_id, :agent, :task, :deadline, :now) ON CONFLICT (call_id) DO NOTHING",
+                " VALUES (:call_id, :run_id, :agent, :task, :deadline, :now) ON CONFLICT (call_id) DO NOTHING RETURNING *",
                 {
                     **call.model_dump(include={"call_id", "run_id", "agent", "deadline"}),
                     "task": call.task.model_dump_json(),
                 },
             )
         )
-        return await self._get(call.call_id)
+        return call_of(stored[0][0]) if stored[0] else await self._get(call.call_id)
 
     async def _get(self, call_id: CallId) -> Call:
         rows = await self._db.read("SELECT * FROM calls WHERE call_id = :call_id", {"call_id": call_id})
@@ -198,10 +198,10 @@ class Calls:
         self, call_id: CallId, *, answer: Answer | None = None, failure: Failure | None = None, cost_usd: float = 0.0
     ) -> Call:
         """Record the result; the first one wins, and it is the winner that is returned."""
-        await self._db.write(
+        won = await self._db.write(
             Statement(
                 "UPDATE calls SET answer = :answer, failure = :failure, cost_usd = :cost_usd, answered_at = :now"
-                " WHERE call_id = :call_id AND answered_at IS NULL",
+                " WHERE call_id = :call_id AND answered_at IS NULL RETURNING *",
                 {
                     "call_id": call_id,
                     "answer": answer.model_dump_json() if answer else None,
@@ -210,7 +210,7 @@ class Calls:
                 },
             )
         )
-        return await self._get(call_id)
+        return call_of(won[0][0]) if won[0] else await self._get(call_id)
 
     async def of_run(self, run_id: RunId) -> Sequence[Call]:
         """The run's calls, in the order in which they were requested."""
@@ -249,31 +249,31 @@ class Tools:
 
     async def request(self, call: ToolCallRow) -> ToolCallRow:
         """Record the tool call unless it is recorded; what is stored, with its result if there is one."""
-        await self._db.write(
+        stored = await self._db.write(
             Statement(
                 "INSERT INTO tool_calls (tool_call_id, run_id, call_id, agent, category, tool, arguments, requested_at)"
                 " VALUES (:tool_call_id, :run_id, :call_id, :agent, :category, :tool, :arguments, :now)"
-                " ON CONFLICT (tool_call_id) DO NOTHING",
+                " ON CONFLICT (tool_call_id) DO NOTHING RETURNING *",
                 {
                     **call.model_dump(include={"tool_call_id", "run_id", "call_id", "agent", "category", "tool"}),
                     "arguments": json.dumps(call.arguments),
                 },
             )
         )
-        return await self._get(call.tool_call_id)
+        return tool_call_of(stored[0][0]) if stored[0] else await self._get(call.tool_call_id)
 
     async def finish(
         self, tool_call_id: ToolCallId, result: Mapping[str, Any], *, ok: bool, wall_ms: float
     ) -> ToolCallRow:
         """Record the result; the first one wins, and it is the winner that is returned."""
-        await self._db.write(
+        won = await self._db.write(
             Statement(
                 "UPDATE tool_calls SET result = :result, ok = :ok, wall_ms = :wall_ms, finished_at = :now"
-                " WHERE tool_call_id = :tool_call_id AND finished_at IS NULL",
+                " WHERE tool_call_id = :tool_call_id AND finished_at IS NULL RETURNING *",
                 {"tool_call_id": tool_call_id, "result": json.dumps(result), "ok": int(ok), "wall_ms": wall_ms},
             )
         )
-        return await self._get(tool_call_id)
+        return tool_call_of(won[0][0]) if won[0] else await self._get(tool_call_id)
 
     async def _get(self, tool_call_id: ToolCallId) -> ToolCallRow:
         rows = await self._db.read("SELECT * FROM tool_calls WHERE tool_call_id = :id", {"id": tool_call_id})
