@@ -124,19 +124,21 @@ def processing(
         yield span
 
 
-async def send(bus: Bus, topic: str, *events: Envelope[Any]) -> None:
-    """Publish events on a topic, each with the context of its producer span."""
+async def send(bus: Bus, topic: str, *events: Envelope[Any], parent: str | None = None) -> None:
+    """Publish events on a topic, each with the context of its producer span; `parent` is where that lies outside any span."""
     with ExitStack() as spans:
+        opened = [spans.enter_context(_sending(topic, event, parent)) for event in events]
         records = [
-            encode(topic, replace(event, traceparent=spans.enter_context(_sending(topic, event)).traceparent))
-            for event in events
+            encode(topic, replace(event, traceparent=span.traceparent))
+            for event, span in zip(events, opened, strict=True)
         ]
         await bus.publish(*records)
 
 
-def _sending(topic: str, event: Envelope[Any]) -> AbstractContextManager[telemetry.Span]:
+def _sending(topic: str, event: Envelope[Any], parent: str | None) -> AbstractContextManager[telemetry.Span]:
     attributes = {**telemetry.messaging(topic, "send"), telemetry.MESSAGE_KEY: event.key}
-    return telemetry.span(telemetry.send(topic), "producer", attributes=attributes)
+    above = None if telemetry.current() else parent
+    return telemetry.span(telemetry.send(topic), "producer", parent=above, attributes=attributes)
 
 
 async def serve(bus: Bus, what: Consumption, handlers: Mapping[type[Event], EventHandler], stop: asyncio.Event) -> None:

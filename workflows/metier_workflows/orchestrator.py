@@ -140,7 +140,7 @@ class Orchestrator:
         event = Envelope(
             RunAccepted(run_id=run.run_id, workflow=run.workflow), f"{run.run_id}/accepted", SOURCE, run.run_id
         )
-        await send(self._bus, RUNS, event)
+        await send(self._bus, RUNS, event, parent=run.traceparent)
 
     async def _on_accepted(self, envelope: Envelope[RunAccepted], delivery: Delivery) -> None:
         self._take(envelope.data.run_id, envelope, delivery)
@@ -202,7 +202,7 @@ class Orchestrator:
             await self._journal.runs.pin(run.run_id, run.epoch, workflow.version)
             value = workflow.accept(run.input)
             started = RunStarted(run_id=run.run_id, workflow=workflow.name, version=workflow.version)
-            await self._tell(Envelope(started, f"{run.run_id}/started", SOURCE, run.run_id))
+            await self._tell(Envelope(started, f"{run.run_id}/started", SOURCE, run.run_id), run)
             return _plain(workflow, await self._graph(run, workflow, value, desk)), None
         except FailRun as error:
             return None, Failure(code=error.code, message=str(error))
@@ -240,7 +240,7 @@ class Orchestrator:
                 result=run.result or {},
                 cost_usd=run.cost_usd,
             )
-        await self._tell(Envelope(end, f"{run.run_id}/ended", SOURCE, run.run_id, subject=run.event_id))
+        await self._tell(Envelope(end, f"{run.run_id}/ended", SOURCE, run.run_id, subject=run.event_id), run)
         await self._journal.runs.announced(run.run_id)
         log.info(
             "run ended",
@@ -250,8 +250,8 @@ class Orchestrator:
             reason=run.failure.code if run.failure else None,
         )
 
-    async def _tell(self, event: Envelope[Any]) -> None:
-        await persist(f"tell {event.id}", lambda: send(self._bus, EVENTS_TOPIC, event), PATIENT)
+    async def _tell(self, event: Envelope[Any], run: Run) -> None:
+        await persist(f"tell {event.id}", lambda: send(self._bus, EVENTS_TOPIC, event, parent=run.traceparent), PATIENT)
 
     async def _keep(self) -> None:
         """Renew leases, and wake what nobody holds: runs of dead replicas, and ends that were not told."""
