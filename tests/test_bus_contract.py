@@ -263,6 +263,18 @@ async def test_a_consumer_whose_server_ends_learns_that_the_bus_is_gone(tmp_path
         await consuming.end()
 
 
+async def test_a_server_that_hangs_up_in_the_middle_is_a_bus_that_is_gone(tmp_path: Path) -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    bus = SocketBus(tmp_path / "bus.sock")
+    async with await asyncio.start_unix_server(hang_up, tmp_path / "bus.sock"):
+        with pytest.raises(BusGone):
+            await bus.publish(Record(RUNS, b"k", b"x" * 5_000_000))
+        with pytest.raises(BusGone):
+            await read(bus, 1)
+
+
 @pytest.mark.parametrize(
     "line", [b"\xff\x00\n", b"{}\n", b'{"do": "publish"}\n', b"[1]\n", b'{"do": "publish", "records": [{}]}\n']
 )

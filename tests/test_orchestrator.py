@@ -507,6 +507,26 @@ async def test_an_end_that_was_not_told_is_told_after_a_restart_under_the_same_i
     assert house.helper.worked == ["e one", "e two"]
 
 
+async def test_leases_are_kept_while_the_broker_takes_no_ends(house: House) -> None:
+    """One end that cannot be told must not cost the replica the runs that it is at work on."""
+    house.journal = house.helper.journal = Journal(house.journal.db, lease_s=0.6)
+    house.helper.holds["other two"] = asyncio.Event()
+    deaf = DeafBus(house.bus)
+    one = await house.replica(bus=deaf)
+    await house.request("chain")
+    async with asyncio.timeout(HUNG):
+        await deaf.refused.wait()
+    await one.crash()
+    deaf.refused.clear()
+    await house.replica("one", bus=deaf)
+    other = await house.request("chain", "other")
+    await house.helper.asked("other two")
+    async with asyncio.timeout(HUNG):
+        await deaf.refused.wait()
+    await asyncio.sleep(1.0)  # longer than a lease
+    assert await house.journal.runs.lease(other, "thief") is None
+
+
 async def test_a_record_that_is_no_event_goes_to_the_dead_letters_and_the_next_request_is_served(house: House) -> None:
     await house.replica()
     await house.bus.publish(Record(REQUESTS, b"k", b"\xff\x00", (("ce_id", b"x"),)))

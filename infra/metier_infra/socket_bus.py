@@ -37,18 +37,24 @@ def _rich(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Line:
-    """One connection: whole lines in, whole lines out."""
+    """One connection: whole lines in, whole lines out. Raises `BusGone` when the other side is gone in the middle."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     async def say(self, what: Mapping[str, Any]) -> None:
-        self._writer.write(json.dumps(what).encode() + b"\n")
-        await self._writer.drain()
+        try:
+            self._writer.write(json.dumps(what).encode() + b"\n")
+            await self._writer.drain()
+        except ConnectionError as error:
+            raise BusGone(f"the other side of the bus's socket hung up: {error}") from error
 
     async def hear(self) -> dict[str, Any] | None:
-        line = await self._reader.readline()
+        try:
+            line = await self._reader.readline()
+        except ConnectionError as error:
+            raise BusGone(f"the other side of the bus's socket hung up: {error}") from error
         return json.loads(line) if line.endswith(b"\n") else None
 
     async def hang_up(self) -> None:
@@ -107,7 +113,7 @@ async def _attend(bus: Bus, line: _Line) -> None:
                 await line.say({"done": "publish"})
             else:
                 await _lend_consumption(bus, line, asked)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (BusGone, OSError, ValueError, KeyError, TypeError):
         return  # a client that left in the middle, or is not one of ours, costs only its own connection
     finally:
         await line.hang_up()

@@ -98,12 +98,13 @@ class Orchestrator:
         async with asyncio.TaskGroup() as group:
             group.create_task(serve(self._bus, requests, {RunRequested: self._on_request}, stop))
             group.create_task(serve(self._bus, runs, self._run_handlers(), last))
-            keeper = group.create_task(self._keep())
+            keepers = [group.create_task(self._renew()), group.create_task(self._attend())]
             await stop.wait()
             ready.gone()
             await self._drain()
             last.set()
-            keeper.cancel()
+            for keeper in keepers:
+                keeper.cancel()
         await self._journal.runs.release(self._instance)
 
     def _run_handlers(self) -> Mapping[type[Event], EventHandler]:
@@ -253,12 +254,18 @@ class Orchestrator:
     async def _tell(self, event: Envelope[Any], run: Run) -> None:
         await persist(f"tell {event.id}", lambda: send(self._bus, EVENTS_TOPIC, event, parent=run.traceparent), PATIENT)
 
-    async def _keep(self) -> None:
-        """Renew leases, and wake what nobody holds: runs of dead replicas, and ends that were not told."""
-        quiet_s = 0.0
+    async def _renew(self) -> None:
+        """Keep the leases of this replica alive, whatever else has to wait."""
         while True:
             with suppress(RetryLater):
                 await self._journal.runs.renew(self._instance)
+            await asyncio.sleep(self._journal.lease_s / 3)
+
+    async def _attend(self) -> None:
+        """Wake what nobody holds: runs of dead replicas, and ends that were not told."""
+        quiet_s = 0.0
+        while True:
+            with suppress(RetryLater):
                 for run in await self._journal.runs.unattended(quiet_s):
                     if run.run_id not in self._held:
                         await (self._announce(run) if run.ended else self._wake(run))
