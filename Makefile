@@ -1,4 +1,4 @@
-# Métier in five targets; `make help` names them. Each needs only Python 3.11+ (or uv) and installs the rest itself.
+# Métier in a few targets; `make help` names them. Each needs only Python 3.11+ (or uv) and installs the rest itself.
 
 PYTHON ?= python3
 STACK = .venv/bin/python infra/local/stack.py
@@ -7,7 +7,7 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python .venv/bin/python,.venv/b
 TOO_OLD = Métier needs Python 3.11 or newer with its venv module, or uv. Install one, or set PYTHON=/path/to/python.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up down
+.PHONY: help demo test check helm up down
 
 help: ## Say what there is
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -15,14 +15,20 @@ help: ## Say what there is
 demo: .venv/.run ## Watch a team of agents finish a task in a sandbox (ARGS=... are passed on)
 	@$(STACK) run --only docker -- .venv/bin/metier demo $(ARGS)
 
-test: .venv/.dev ## Check style, types and layers, then run every test on real services (ARGS=... go to pytest)
+test: ## Check style, types and layers, then run every test on real services (ARGS=... go to pytest)
+	@$(MAKE) --no-print-directory -j2 -Otarget check helm
+	$(STACK) run --state .metier/test --ports auto -- .venv/bin/pytest $(ARGS)
+
+check: .venv/.dev ## Check format, style, types and layers
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/mypy infra/local infra/images/sandbox
 	.venv/bin/pyright
 	.venv/bin/lint-imports
-	$(STACK) run --state .metier/test --ports auto -- .venv/bin/pytest $(ARGS)
+
+helm:
+	@$(PYTHON) infra/local/helm.py version
 
 up: .venv/.run ## Start Kafka, Postgres, Redis, an engine and all of Métier's roles
 	@$(STACK) up --roles

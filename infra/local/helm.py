@@ -36,9 +36,12 @@ def _build(program: Path) -> None:
     say("helm", f"building {VERSION}")
     half = program.with_suffix(".half")
     flags = ["-trimpath", "-ldflags", f"-s -w -X {_MODULE}/internal/version.version={VERSION}"]
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOTOOLCHAIN": "local"}
+    caches = {"GOCACHE": str(state.CACHE / "go" / "build"), "GOMODCACHE": str(state.CACHE / "go" / "modules")}
+    how = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false -modcacherw", "GOTOOLCHAIN": "local"}
+    environment = {**os.environ, **caches, **how}
     process.run([go, "build", *flags, "-o", str(half), f"{_MODULE}/cmd/helm"], environment=environment, folder=_PINS)
     half.replace(program)
+    shutil.rmtree(state.CACHE / "go")  # over a gigabyte, and of no use once the program is there
 
 
 def main() -> int:
