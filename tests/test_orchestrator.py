@@ -35,6 +35,7 @@ from metier_infra.messages import (
     AgentCard,
     Answer,
     CallAnswered,
+    CallId,
     CallRequested,
     Delivery,
     Envelope,
@@ -45,6 +46,7 @@ from metier_infra.messages import (
     RunId,
     RunRequested,
     RunSucceeded,
+    Task,
     decode,
     encode,
     stable_id,
@@ -54,9 +56,10 @@ from metier_infra.postgres_journal import PostgresDatabase
 from metier_infra.service import Ready, send, serve
 from metier_infra.settings import KafkaSettings
 from metier_infra.sqlite_journal import SqliteDatabase
-from metier_workflows.node import agent, agents, decide
+from metier_workflows.node import Place, agent, agents, decide
 from metier_workflows.orchestrator import Orchestrator
 from metier_workflows.routing import choose
+from metier_workflows.run_desk import RunDesk
 from metier_workflows.workflow import Graph, Workflows, workflow
 
 HUNG = 40
@@ -304,7 +307,7 @@ class House:
         """The ids of all terminal events, with repetitions."""
         return [one.id for one in await self.all_of(EVENTS_TOPIC) if isinstance(one.data, RunSucceeded | RunFailed)]
 
-    async def calls(self) -> list[tuple[str, str]]:
+    async def calls(self) -> list[tuple[CallId, str]]:
         """Every call that was sent: its id and what it asks."""
         events = [one.data for one in await self.all_of(TASKS)]
         return [(event.call_id, event.task.text) for event in events if isinstance(event, CallRequested)]
@@ -433,7 +436,7 @@ async def test_after_a_crash_the_run_goes_on_and_what_was_answered_is_not_asked_
     assert len(decisions) == 1
 
 
-async def test_an_answer_that_came_while_nobody_ran_is_found(house: House) -> None:
+async def test_an_answer_that_came_while_nobody_ran_is_found_and_a_decision_is_not_told_again(house: House) -> None:
     house.helper.holds["one"] = asyncio.Event()
     one = await house.replica()
     run_id = await house.request("chain")
@@ -444,6 +447,9 @@ async def test_an_answer_that_came_while_nobody_ran_is_found(house: House) -> No
     await house.replica()
     await house.ended(run_id)
     assert house.helper.worked.count("e one") == 1
+    told = [type(one.data).__name__ for one in await house.all_of(EVENTS_TOPIC)]
+    assert told.count("DecisionMade") == 1
+    assert len(await house.journal.decisions.of_run(run_id)) == 1
 
 
 async def test_another_replica_takes_over_when_the_lease_of_a_dead_one_is_over(house: House) -> None:
@@ -592,6 +598,20 @@ async def test_a_call_without_an_answer_fails_at_its_deadline_and_a_late_answer_
     assert call.failure is not None
     assert call.failure.code == "deadline_missed"
     assert await house.terminal_ids() == [f"{run_id}/ended"]
+
+
+async def test_a_second_answer_to_a_call_is_dropped(house: House) -> None:
+    house.helper.holds["q"] = asyncio.Event()
+    desk = RunDesk(RunId("r"), house.bus, house.journal, CARDS)
+    asking = asyncio.create_task(desk.ask(Place("node", 1), "helper", Task(text="q"), 60))
+    await house.helper.asked("q")
+    ((call_id, _),) = await house.calls()
+    said = [Answer(text=text, agent="helper", model="m", policy="p") for text in ("first", "second")]
+    for answer in said:
+        desk.deliver(CallAnswered(run_id=desk.run_id, call_id=call_id, answer=answer))
+    async with asyncio.timeout(HUNG):
+        assert await asking == said[0]
+    desk.deliver(CallAnswered(run_id=desk.run_id, call_id=call_id, answer=said[1]))
 
 
 async def test_a_node_that_is_tried_again_asks_under_the_same_id(house: House) -> None:
