@@ -108,38 +108,26 @@ async def test_members_that_join_and_leave_lose_nothing_and_are_told_what_they_l
 ) -> None:
     kafka = kafka.model_copy(update={"session_timeout_ms": 2_000})
     apply(kafka, [Topic(RUNS, 4, 1)])
-    bus, seen, some, all_seen, published = opened(kafka), set[int](), asyncio.Event(), asyncio.Event(), 0
-    enough = asyncio.Event()
+    bus, seen, some, everything = opened(kafka), set[int](), asyncio.Event(), asyncio.Event()
 
     async def handle(delivery: Delivery) -> None:
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.03)  # so long that both members are full, and partitions paused, while they move
         seen.add(int(delivery.value))
         if len(seen) >= 50:
             some.set()
-        if enough.is_set() and len(seen) == published:
-            all_seen.set()
+        if len(seen) == 1_000:
+            everything.set()
 
-    async def feed() -> None:
-        """More than the members can take, all the time, and one last record when everything else is out."""
-        nonlocal published
-        while not enough.is_set():
-            await bus.publish(*[word(published + n, b"key%d" % (n % 20)) for n in range(40)])
-            published += 40
-        published += 1
-        await bus.publish(word(published - 1, b"last"))
-
-    feeding = asyncio.create_task(feed())
+    await bus.publish(*[word(n, b"key%d" % (n % 40)) for n in range(1_000)])
     stays = Member(bus, handle)
     await happened(some)
     leaves = Member(opened(kafka), handle)
     await happened(stays.revoked)
     await happened(leaves.ready)
     await leaves.end()
-    enough.set()
-    await feeding
-    await happened(all_seen)
+    await happened(everything)
     await stays.end()
-    assert seen == set(range(published))
+    assert seen == set(range(1_000))
     (topic, partitions), *_ = stays.lost
     assert topic == RUNS
     assert 0 < len(partitions) < 4
