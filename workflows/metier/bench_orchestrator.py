@@ -22,11 +22,11 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import SecretStr
-from rich.console import Console
 from rich.table import Table
 
 from metier import client, compose
 from metier.compose import Config, System
+from metier.terminal import console
 from metier_infra.bus import Consumption
 from metier_infra.database import Database, Statement
 from metier_infra.errors import DeadlineMissed, MissingService
@@ -278,9 +278,9 @@ def _show(found: Mapping[str, Any]) -> None:
             table.add_row(
                 name, *(f"{found[name][key]:.1f}" for key in ("p50_ms", "p99_ms", "runs_per_s", "calls_per_s"))
             )
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     for name, value in found["floors"].items():
-        console.print(f"floor: {name.removesuffix('_ms').replace('_', ' ')} {value:.2f} ms")
+        out.print(f"floor: {name.removesuffix('_ms').replace('_', ' ')} {value:.2f} ms")
     if found["not_measured"]:
-        console.print(f"distributed was not measured: {found['not_measured']}")
+        out.print(f"distributed was not measured: {found['not_measured']}")

@@ -16,10 +16,10 @@ from importlib.metadata import version as installed
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from metier import bench_orchestrator, cli_runs, compose, demo
+from metier.terminal import console
 from metier_infra.errors import AskOperator, MetierError
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ app.add_typer(runs, name="runs")
 app.add_typer(bench, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
-out = Console()
+out = console()
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from typing import Annotated, TypeVar, cast
 
 import typer
 from pydantic import JsonValue
-from rich.console import Console
 from rich.table import Column, Table
 
 from metier import client, compose
 from metier.compose import Config, System
+from metier.terminal import console
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
 from metier_infra.journal import Journal
 from metier_infra.messages import Envelope, Event, RunFailed
@@ -28,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id, or a beginning of it that no other run shares.")
 ]
-out = Console()
+out = console()
 
 
 def _run(connect: Callable[[Config], AbstractAsyncContextManager[C]], work: Callable[[C], Awaitable[T]]) -> T:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from metier import client, compose
 from metier.compose import Config, System
+from metier.terminal import console
 from metier_infra import telemetry
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
 from metier_infra.messages import Envelope, Event, RunId, stable_id
@@ -69,7 +70,7 @@ def command(
     if as_json:
         typer.echo(json.dumps(demo_report.document(cases, seed=seed, elapsed_s=took, mode=mode, models=named)))
     else:
-        Console().print(demo_report.tables(cases, named, took, mode))
+        console().print(demo_report.tables(cases, named, took, mode))
     if any(case.rows.run.status != "succeeded" for case in cases):
         raise typer.Exit(1)
 

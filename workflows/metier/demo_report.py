@@ -145,11 +145,12 @@ def tables(cases: Sequence[Case], models: Mapping[str, str], elapsed_s: float, m
 
 
 def _score_table(cases: Sequence[Case], models: Mapping[str, str]) -> Table:
-    counts = Counter(case.query.category for case in cases)
-    heads = [f"{category}\n({counts[category]})" for category in CATEGORIES]
-    table = Table(
-        "who", f"right\n({len(cases)})", *heads, "cost USD", title="The workflow against each model alone, same queries"
-    )
+    counts = {**Counter(case.query.category for case in cases), "all": len(cases)}
+    table = Table(title="The workflow against each model alone, on the same queries")
+    table.add_column("who", no_wrap=True)
+    for head in ("all", *CATEGORIES):
+        table.add_column(head.replace("_", "\n") + f"\n({counts.get(head, 0)})", justify="right")
+    table.add_column("cost\nUSD", justify="right")
     by_model = {model.removeprefix("recorded:"): name for name, model in models.items()}
     for found in scores(cases):
         name = f"{found.name} [dim]({by_model[found.name]})[/dim]" if found.name in by_model else found.name
