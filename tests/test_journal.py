@@ -357,6 +357,6 @@ async def test_a_decision_is_kept_once(journal: Journal) -> None:
         candidates=(Candidate(agent="a", score=0.5, propensity=1.0),),
     )
     run_id = RunId(secrets.token_hex(16))
-    assert await journal.decisions.record("d1", run_id, decision)
-    assert not await journal.decisions.record("d1", run_id, decision.model_copy(update={"reason": "other"}))
+    assert await journal.decisions.record("d1", run_id, decision) == decision
+    assert await journal.decisions.record("d1", run_id, decision.model_copy(update={"reason": "other"})) == decision
     assert await journal.decisions.of_run(run_id) == [decision]

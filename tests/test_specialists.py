@@ -106,8 +106,9 @@ class ScriptedDesk:
             raise CallFailed(f"the agent {agent!r} failed", reason="model_failed")
         return Answer(text=self._answers[agent], agent=agent, model="m", policy="p")
 
-    async def decide(self, place: Place, decision: Decision) -> None:
+    async def decide(self, place: Place, decision: Decision) -> Decision:
         self.decisions.append(decision)
+        return decision
 
     def cards(self) -> Mapping[str, AgentCard]:
         return CARDS

@@ -304,16 +304,19 @@ class Decisions:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def record(self, decision_id: str, run_id: RunId, decision: Decision) -> bool:
-        """Keep the decision; whether it is new."""
-        rows = await self._db.write(
+    async def record(self, decision_id: str, run_id: RunId, decision: Decision) -> Decision:
+        """Keep the decision unless one is kept under this id; the one that is kept."""
+        kept = await self._db.write(
             Statement(
                 "INSERT INTO decisions (decision_id, run_id, body, at) VALUES (:decision_id, :run_id, :body, :now)"
-                " ON CONFLICT (decision_id) DO NOTHING RETURNING decision_id",
+                " ON CONFLICT (decision_id) DO NOTHING RETURNING body",
                 {"decision_id": decision_id, "run_id": run_id, "body": decision.model_dump_json()},
             )
         )
-        return bool(rows[0])
+        rows = kept[0] or await self._db.read(
+            "SELECT body FROM decisions WHERE decision_id = :decision_id", {"decision_id": decision_id}
+        )
+        return Decision.model_validate_json(rows[0]["body"])
 
     async def of_run(self, run_id: RunId) -> Sequence[Decision]:
         """The run's decisions, in order."""

@@ -36,8 +36,8 @@ class Desk(Protocol):
         """The agent's committed answer. Raises `CallFailed` or `DeadlineMissed`."""
         ...
 
-    async def decide(self, place: Place, decision: Decision) -> None:
-        """Keep a decision with the run, and publish it."""
+    async def decide(self, place: Place, decision: Decision) -> Decision:
+        """Keep a decision with the run, and publish it; the one that is kept, which is the first."""
         ...
 
     def cards(self) -> Mapping[str, AgentCard]:
@@ -106,10 +106,9 @@ def agent(name: str) -> Agent:
 
 
 async def decide(decision: Decision) -> Decision:
-    """Keep a routing choice with the run and publish it; returns it."""
+    """Keep a routing choice with the run and publish it. After a crash the first choice stands: it is what is returned."""
     desk, place = _here()
-    await desk.decide(place, decision)
-    return decision
+    return await desk.decide(place, decision)
 
 
 def agents() -> Mapping[str, AgentCard]:

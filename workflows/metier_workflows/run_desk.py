@@ -95,12 +95,13 @@ class RunDesk:
         if waiter is not None and not waiter.done():
             waiter.set_result(answered)
 
-    async def decide(self, place: Place, decision: Decision) -> None:
-        """See `Desk.decide`."""
+    async def decide(self, place: Place, decision: Decision) -> Decision:
+        """See `Desk.decide`. Told each time that the node runs, under one id: at least once."""
         decision_id = self._next("decision", place)
-        if await self._journal.decisions.record(decision_id, self.run_id, decision):
-            event = Envelope(DecisionMade(run_id=self.run_id, decision=decision), decision_id, SOURCE, self.run_id)
-            await persist("tell a decision", lambda: send(self._bus, EVENTS_TOPIC, event), PATIENT)
+        kept = await self._journal.decisions.record(decision_id, self.run_id, decision)
+        event = Envelope(DecisionMade(run_id=self.run_id, decision=kept), decision_id, SOURCE, self.run_id)
+        await persist("tell a decision", lambda: send(self._bus, EVENTS_TOPIC, event), PATIENT)
+        return kept
 
 
 def _answer(call: Call) -> Answer:
