@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import install
 import process
 import state
 from say import StackError, say
@@ -30,9 +31,7 @@ def helm() -> Path:
 
 
 def _build(program: Path) -> None:
-    go = shutil.which("go")
-    if go is None:
-        raise StackError("Building helm needs Go 1.26 or newer on the PATH.")
+    go = install.go()
     say("helm", f"building {VERSION}")
     half = program.with_suffix(".half")
     flags = ["-trimpath", "-ldflags", f"-s -w -X {_MODULE}/internal/version.version={VERSION}"]

