@@ -138,8 +138,9 @@ def tables(cases: Sequence[Case], models: Mapping[str, str], elapsed_s: float, m
     if node:
         parts += ["\n[bold]One run, from event to event[/bold]", render(node)]
     parts.append(
-        f"\n{len(cases)} runs in {elapsed_s:.1f} s, {mode}; {len(failed)} failed. Costs are the recorded estimates."
+        f"\n{len(cases)} runs in {elapsed_s:.1f} s, {mode}; {len(failed)} failed. Answers and costs are recorded;"
     )
+    parts.append("the calls of tools were written by a fixed rule, and the code was really run in containers.")
     parts += [f"failed: {case.rows.run.run_id} {case.rows.run.failure}" for case in failed[:5]]
     return Group(*parts)
 
