@@ -9,7 +9,7 @@ import asyncio
 import operator
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from metier_infra import telemetry
 from metier_infra.bus import Bus, Consumption, MemoryBus
-from metier_infra.database import migrate
+from metier_infra.database import Database, Params, Row, Statement, migrate
 from metier_infra.journal import Journal
 from metier_infra.kafka_bus import KafkaBus
 from metier_infra.kafka_topics import Topic, apply
@@ -700,3 +700,38 @@ async def test_on_real_services_a_request_that_the_database_cannot_hold_blocks_n
         assert isinstance((await house.ended(run_id))[run_id], RunSucceeded)
         dead = await house.read(DEAD_LETTERS, lambda seen: len(seen) == 2)
         assert {dict(one.headers)["ce_id"] for one in dead} == {b"poison", b"also\x00poison"}
+
+
+class Slow:
+    """A database that takes its time to store a checkpoint, and notes in which order things were stored."""
+
+    def __init__(self, inner: Database) -> None:
+        self._inner = inner
+        self.stored: list[str] = []
+
+    async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
+        return await self._inner.read(sql, params)
+
+    async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
+        tables = [one.sql.split()[2] for one in statements if one.sql.startswith("INSERT")]
+        if "checkpoints" in tables:
+            await asyncio.sleep(0.3)
+        rows = await self._inner.write(*statements)
+        self.stored += [table for table in tables if table in {"checkpoints", "decisions", "calls"}]
+        return rows
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+async def test_nothing_is_asked_before_the_checkpoint_that_its_id_hangs_on_is_stored(house: House) -> None:
+    # Given a journal that is slow to store checkpoints
+    slow = Slow(house.journal.db)
+    house.journal = house.helper.journal = Journal(slow, house.journal.lease_s)
+    await house.replica()
+    # When a run's first node starts beside the storing of its input
+    run_id = await house.request("chain")
+    assert isinstance((await house.ended(run_id))[run_id], RunSucceeded)
+    # Then what it decides and asks waits for that
+    assert slow.stored[0] == "checkpoints"
+    assert {"decisions", "calls"} <= set(slow.stored)
