@@ -5,11 +5,9 @@ The orchestrator gives one saver to each run it holds. A process that lost the r
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -57,16 +55,6 @@ class JournalSaver(BaseCheckpointSaver[str]):
         super().__init__(serde=JsonPlusSerializer(allowed_msgpack_modules=None))
         self._db = db
         self._epoch = epoch
-        self._storing: set[asyncio.Future[None]] = set()
-
-    async def settled(self) -> None:
-        """Wait until every checkpoint that was begun is stored.
-
-        LangGraph starts the first nodes beside the storing of the input, even with `durability="sync"`. Ids of calls hang on the
-        checkpoint's id, so nothing may be asked before the checkpoint can be found again.
-        """
-        while self._storing:
-            await asyncio.wait(self._storing)
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """A version that grows, and differs between forks of one checkpoint."""
@@ -100,19 +88,8 @@ class JournalSaver(BaseCheckpointSaver[str]):
             "body": body,
             "metadata": json.dumps(get_checkpoint_metadata(config, metadata)),
         }
-        with self._in_storage():
-            await self._db.write(*self._fence(place["run_id"]), *changed, Statement(_INSERT_CHECKPOINT, row))
+        await self._db.write(*self._fence(place["run_id"]), *changed, Statement(_INSERT_CHECKPOINT, row))
         return _config(place, checkpoint["id"])
-
-    @contextmanager
-    def _in_storage(self) -> Generator[None]:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._storing.add(done)
-        try:
-            yield
-        finally:
-            self._storing.discard(done)
-            done.set_result(None)
 
     def _value(self, place: Mapping[str, str], channel: str, version: str, values: Mapping[str, Any]) -> Statement:
         kind, body = self.serde.dumps_typed(values[channel]) if channel in values else ("empty", b"")

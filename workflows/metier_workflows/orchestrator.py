@@ -217,7 +217,6 @@ class Orchestrator:
     async def _graph(self, run: Run, workflow: Workflow, value: dict[str, object], desk: RunDesk) -> dict[str, object]:
         """Run the graph, from its input or from its last checkpoint, to the end."""
         saver = JournalSaver(self._journal.db, run.epoch)
-        desk.settled = saver.settled
         config: RunnableConfig = {"configurable": {"thread_id": run.run_id}}
         graph = workflow.compiled.copy({"checkpointer": saver})
         begun = run.epoch > 1 and await saver.aget_tuple(config) is not None

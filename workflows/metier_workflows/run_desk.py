@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 from metier_infra import telemetry
 from metier_infra.bus import Bus
@@ -38,17 +38,12 @@ from metier_workflows.node import Place
 SOURCE = "/metier/orchestrator"
 
 
-async def _nothing() -> None:
-    return
-
-
 class RunDesk:
-    """See `metier_workflows.node.Desk`. `traceparent` is the root of the run's trace; `settled` waits for checkpoints in storage."""
+    """See `metier_workflows.node.Desk`. `traceparent` is the root of the run's trace."""
 
     def __init__(self, run_id: RunId, bus: Bus, journal: Journal, cards: Mapping[str, AgentCard]) -> None:
         self.run_id = run_id
         self.traceparent: str | None = None
-        self.settled: Callable[[], Awaitable[None]] = _nothing
         self._bus = bus
         self._journal = journal
         self._cards = cards
@@ -67,7 +62,6 @@ class RunDesk:
     async def ask(self, place: Place, agent: str, task: Task, timeout_s: float) -> Answer:
         """See `Desk.ask`. The waiter stands before the call goes out, so that no answer can slip through."""
         call_id = CallId(self._next("call", place))
-        await self.settled()
         waiter = self._waiting[call_id] = asyncio.get_running_loop().create_future()
         call = Call(call_id=call_id, run_id=self.run_id, agent=agent, task=task, deadline=time.time() + timeout_s)
         attributes = {telemetry.AGENT_NAME: agent, telemetry.CALL_ID: call_id, telemetry.OPERATION: "invoke_agent"}
@@ -104,7 +98,6 @@ class RunDesk:
     async def decide(self, place: Place, decision: Decision) -> Decision:
         """See `Desk.decide`. Told each time that the node runs, under one id: at least once."""
         decision_id = self._next("decision", place)
-        await self.settled()
         kept = await self._journal.decisions.record(decision_id, self.run_id, decision)
         event = Envelope(DecisionMade(run_id=self.run_id, decision=kept), decision_id, SOURCE, self.run_id)
         await persist("tell a decision", lambda: send(self._bus, EVENTS_TOPIC, event), PATIENT)
