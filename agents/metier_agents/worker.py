@@ -22,10 +22,12 @@ from metier_agents.spec import AgentSpec
 from metier_agents.turns import spent
 from metier_infra import service, telemetry
 from metier_infra.bus import Bus, Consumption
-from metier_infra.errors import BadSpec, Held, MetierError, RetryLater, UnknownCall, UnknownEvent
+from metier_infra.errors import BadSpec, Held, MetierError, RetryLater, TooLarge, UnknownCall, UnknownEvent
 from metier_infra.journal import Journal
 from metier_infra.messages import (
+    LARGEST,
     RUNS,
+    Answer,
     CallAnswered,
     CallId,
     CallRequested,
@@ -172,14 +174,14 @@ class AgentWorker:
         with telemetry.span(telemetry.invoke_agent(spec.name), attributes=_attributes(call, spec)) as span:
             failure: Failure | None = None
             try:
-                answer = await loop.run()
+                answer = _fitting(await loop.run())
                 span.set({telemetry.COST_USD: answer.cost_usd})
                 return await self._journal.calls.answer(call.call_id, answer=answer, cost_usd=answer.cost_usd)
             except RetryLater:
                 raise
             except MetierError as error:
                 failure = Failure(code=error.code, message=str(error))
-            except Exception as error:  # whatever broke, the call ends typed and the worker lives on
+            except (Exception, SystemExit) as error:  # whatever broke, the call ends typed and the worker lives on
                 failure = Failure(code="agent_broken", message=f"the agent {spec.name} broke: {_short(error)}")
                 log.exception("agent broke", action="fail the call", call_id=call.call_id, agent=spec.name)
             span.fail(failure.code)
@@ -189,6 +191,14 @@ class AgentWorker:
     def _loop(self, call: Call, spec: AgentSpec) -> Loop:
         deadline = min(call.deadline, (call.claimed_at or time.time()) + spec.limits.timeout_s)
         return Loop(call, spec, self._models[spec.name], self._journal, self._hands, deadline)
+
+
+def _fitting(answer: Answer) -> Answer:
+    """The answer, if an event can carry it. Raises `TooLarge`."""
+    size = len(answer.model_dump_json())
+    if size > LARGEST:
+        raise TooLarge(f"the answer takes {size} bytes; an event carries {LARGEST}")
+    return answer
 
 
 def _reply(call: Call) -> Envelope[CallAnswered]:
@@ -213,7 +223,7 @@ def _attributes(call: Call, spec: AgentSpec) -> dict[str, telemetry.Value | None
     }
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 

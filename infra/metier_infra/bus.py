@@ -1,6 +1,6 @@
 """The bus port and its in-memory adapter.
 
-`service` consumes through it; orchestrator, worker and cli publish. `kafka_bus` is the other adapter; one contract test holds both.
+`service` consumes through it; orchestrator, worker and cli publish. `kafka_bus` and `socket_bus` are the other adapters; one contract test holds both.
 """
 
 from __future__ import annotations
@@ -76,11 +76,15 @@ class Lanes:
         self._slots = asyncio.Semaphore(limit)
         self._tail: dict[tuple[str, bytes | None], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def admit(self, delivery: Delivery, done: Callable[[], None]) -> None:
         """Wait for a free slot, then start the handler; `done` is called when it returned without an error."""
         await self._slots.acquire()
+        if self._closed:
+            self._slots.release()
+            return
         key = (delivery.topic, delivery.key)
         before = self._tail.get(key) if delivery.key is not None else None
         task = asyncio.create_task(self._run(delivery, before, done))
@@ -113,7 +117,8 @@ class Lanes:
             await asyncio.wait(list(self._tasks))
 
     async def cancel(self) -> None:
-        """Cancel every handler in flight and wait until it has ended."""
+        """Start no more handlers; cancel those in flight and wait until they have ended."""
+        self._closed = True
         for task in list(self._tasks):
             task.cancel()
         await self.drain()

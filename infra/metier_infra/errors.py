@@ -24,7 +24,8 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── DeadlineMissed
     │   ├── LimitReached        a declared limit (turns, tool calls, cost) stopped the work
     │   ├── ModelFailed         the model refused the request, or gave nothing usable
-    │   └── GrantRefused        a tool call without a valid grant
+    │   ├── GrantRefused        a tool call without a valid grant
+    │   └── TooLarge            more than an event or a broker takes
     ├── AskOperator         a person must act first; commands end with this sentence
     │   ├── BadSettings
     │   ├── BadSpec             an agent, tool or workflow file that does not fit
@@ -140,6 +141,10 @@ class ModelFailed(FailRun):
 
 class GrantRefused(FailRun):
     """A tool call whose grant is forged, expired, or for other arguments."""
+
+
+class TooLarge(FailRun):
+    """More than an event may carry, or than the broker takes: trying again cannot help."""
 
 
 class AskOperator(MetierError):

@@ -64,6 +64,11 @@ class Runs:
             )
         )
 
+    async def held_by(self, owner: str) -> Sequence[RunId]:
+        """The runs whose lease `owner` has."""
+        rows = await self._db.read("SELECT run_id FROM runs WHERE owner = :owner", {"owner": owner})
+        return [RunId(row["run_id"]) for row in rows]
+
     async def release(self, owner: str, run_id: RunId | None = None) -> None:
         """Give up one lease of `owner`, or all of them, so that another may take the run at once."""
         await self._db.write(

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
-from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError
+from kafka.errors import CommitFailedError, KafkaError, MessageSizeTooLargeError, RebalanceInProgressError
 
 from metier_infra.bus import Consumption, Handler, Lanes
-from metier_infra.errors import BadSettings, BusGone
+from metier_infra.errors import BadSettings, BusGone, TooLarge
 from metier_infra.messages import Delivery, Record
 from metier_infra.offsets import Offsets
 from metier_infra.settings import KafkaSettings
@@ -69,6 +69,9 @@ class KafkaBus:
         try:
             futures = await loop.run_in_executor(self._sender, self._send, records, loop)
             await asyncio.gather(*futures)
+        except MessageSizeTooLargeError as error:
+            largest = max(len(record.value) for record in records)
+            raise TooLarge(f"Kafka at {self._settings.bootstrap} takes no record of {largest} bytes") from error
         except KafkaError as error:
             raise BusGone(
                 f"Kafka at {self._settings.bootstrap} did not take the record: {error or type(error).__name__}"
@@ -85,7 +88,7 @@ class KafkaBus:
                 max_block_ms=10_000,
                 delivery_timeout_ms=30_000,
                 request_timeout_ms=10_000,
-                max_request_size=8 << 20,
+                max_request_size=10 << 20,
                 **CONNECTING,
             )
         prefix = self._settings.prefix
@@ -105,11 +108,13 @@ class KafkaBus:
                 await lanes.drain()
         finally:
             stopping.cancel()
+            puller.stop_fetching()
             await lanes.cancel()
             puller.end()
-            await pulling
+            await asyncio.wait({pulling})
         if lanes.failed.done() and not lanes.failed.cancelled():
             lanes.failed.result()
+        pulling.result()
 
     async def close(self) -> None:
         """Flush and close the producer."""
@@ -154,18 +159,20 @@ class _Puller:
         self._finished: queue.SimpleQueue[Taken] = queue.SimpleQueue()
         self._handed: asyncio.Queue[tuple[Delivery, Taken]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-pull")
 
     async def run(self, lanes: Lanes) -> None:
         """Pull until `end`; hand each record to a free lane."""
         handing = self._handing = asyncio.create_task(self._hand_over(lanes))
         try:
-            await asyncio.to_thread(self._pull)
+            await self._loop.run_in_executor(self._thread, self._pull)
         except KafkaError as error:
             raise BusGone(
                 f"Kafka at {self._settings.bootstrap} does not answer: {error or type(error).__name__}"
             ) from error
         finally:
             handing.cancel()
+            self._thread.shutdown(wait=False)
 
     async def _hand_over(self, lanes: Lanes) -> None:
         while True:

@@ -15,12 +15,13 @@ from metier_infra.settings import KafkaSettings
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it should be. `retention_ms` None keeps the broker's default."""
+    """A topic as it should be. `retention_ms` and `max_message_bytes` None keep the broker's defaults."""
 
     name: str
     partitions: int
     replication: int
     retention_ms: int | None = None
+    max_message_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def _count(partitions: object) -> int:
 
 def _apply(admin: KafkaAdminClient, topic: Topic, have: int | None) -> TopicChange:
     if have is None:
-        config = {} if topic.retention_ms is None else {"retention.ms": str(topic.retention_ms)}
+        wanted = {"retention.ms": topic.retention_ms, "max.message.bytes": topic.max_message_bytes}
+        config = {name: str(value) for name, value in wanted.items() if value is not None}
         admin.create_topics(
             [NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=config)], wait_for_metadata=True
         )

@@ -1,6 +1,6 @@
 """The words that travel: every event type, frozen, and its form on the wire (CloudEvents 1.0, Kafka binary mode).
 
-Produced and consumed by every role; `contracts` and the docs are generated from `EVENTS`. Consumers ignore unknown fields; a
+Produced and consumed by every role; the reference pages are generated from `EVENTS`. Consumers ignore unknown fields; a
 breaking change is a new type that ends in `.v2`.
 """
 
@@ -18,7 +18,7 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, to_
 from cloudevents.core.v1.event import CloudEvent
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from metier_infra.errors import Undecodable, UnknownEvent
+from metier_infra.errors import TooLarge, Undecodable, UnknownEvent
 
 RunId = NewType("RunId", str)
 CallId = NewType("CallId", str)
@@ -28,6 +28,9 @@ REQUESTS = "metier.requests"
 RUNS = "metier.runs"
 EVENTS_TOPIC = "metier.events"
 DEAD_LETTERS = "metier.dead-letters"
+
+LARGEST = 4 << 20
+"""The most that one event's data may take, in bytes of JSON. The topics take twice as much; larger things need a claim check."""
 
 
 def tasks_topic(agent: str) -> str:
@@ -249,7 +252,7 @@ class Envelope(Generic[E_co]):
 
 
 def encode(topic: str, event: Envelope[Any]) -> Record:
-    """The record that carries `event`; `traceparent` is a plain header, as W3C Trace Context wants it."""
+    """The record that carries `event`; `traceparent` is a plain header, as W3C Trace Context wants it. Raises `TooLarge`."""
     attributes = {
         "id": event.id,
         "source": event.source,
@@ -261,6 +264,8 @@ def encode(topic: str, event: Envelope[Any]) -> Record:
         **({"subject": event.subject} if event.subject else {}),
     }
     message = to_binary_event(CloudEvent(attributes, event.data.model_dump(mode="json")))
+    if len(message.value) > 1.5 * LARGEST:
+        raise TooLarge(f"the event {event.data.TYPE} takes {len(message.value)} bytes; an event carries {LARGEST}")
     trace = {"traceparent": event.traceparent.encode()} if event.traceparent else {}
     return Record(topic, event.key.encode(), message.value, tuple({**message.headers, **trace}.items()))
 

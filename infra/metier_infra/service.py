@@ -17,7 +17,7 @@ import structlog
 
 from metier_infra import telemetry
 from metier_infra.bus import Bus, Consumption, Handler
-from metier_infra.errors import BuryRecord, BusGone, Defect, MetierError, UnknownEvent
+from metier_infra.errors import BuryRecord, BusGone, Defect, MetierError, TooLarge, UnknownEvent
 from metier_infra.messages import DEAD_LETTERS, Delivery, Envelope, Event, Record, decode, encode
 from metier_infra.retry import Backoff, persist
 
@@ -73,7 +73,10 @@ def buried(handle: Handler, bus: Bus) -> Handler:
         except BuryRecord as error:
             log.warning("record buried", action="bury", topic=delivery.topic, partition=delivery.partition, offset=delivery.offset,
                         reason=error.code, error=str(error))  # fmt: skip
-            await bus.publish(dead_letter(delivery, error))
+            try:
+                await bus.publish(dead_letter(delivery, error))
+            except TooLarge:  # the original still lies at its place, which the headers name
+                await bus.publish(replace(dead_letter(delivery, error), value=b""))
 
     return layer
 

@@ -99,6 +99,9 @@ class RoleSettings(BaseSettings):
         "info", description="what a role writes to standard error"
     )
     drain_s: float = Field(25.0, gt=0, description="after SIGTERM, running work has this long to end; seconds")
+    runs: int = Field(
+        1000, ge=1, description="runs that one orchestrator has in flight at a time; others wait for their turn"
+    )
     concurrency: int = Field(16, ge=1, description="records that one role handles at a time")
     workflows: str = Field("metier.examples.specialists", description="modules that declare workflows, comma-separated")
     agents: Path | None = Field(None, description="folder of agent files; none: the three that ship as examples")

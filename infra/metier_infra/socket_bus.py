@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +124,17 @@ async def _lend_consumption(bus: Bus, line: _Line, asked: Mapping[str, Any]) -> 
     waiting: dict[int, asyncio.Future[None]] = {}
     stop = asyncio.Event()
 
+    numbers = count()
+
     async def forward(delivery: Delivery) -> None:
-        number = len(waiting)
-        waiting[number] = asyncio.get_running_loop().create_future()
+        number = next(numbers)
+        acknowledged = waiting[number] = asyncio.get_running_loop().create_future()
         await line.say({"number": number, "delivery": _plain(asdict(delivery))})
-        await waiting[number]
+        await acknowledged
 
     async def acknowledge() -> None:
         while (said := await line.hear()) is not None and said["do"] == "acknowledge":
-            waiting[said["number"]].set_result(None)
+            waiting.pop(said["number"]).set_result(None)
         stop.set()
 
     ready = asyncio.Event()

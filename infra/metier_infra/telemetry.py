@@ -147,7 +147,7 @@ def start(role: str, instance: str, exporter: SpanExporter | None = None) -> Non
 
 
 def stop() -> None:
-    """Export what is left and end the exporter; called when the role ends, and before a process forks."""
+    """Export what is left and end the exporter; called when the role ends."""
     while _provider:
         _provider.pop().shutdown()
 

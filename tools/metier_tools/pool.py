@@ -176,7 +176,7 @@ class Pool(Generic[B]):
                         return box
                     self._buried(box)
                 elif move == "evict":
-                    self._end(min(self._idle(), key=lambda lease: lease.used))
+                    self._evict()
                 else:
                     self._await(lambda: self._move() != "wait", until)
             self._alive += 1
@@ -194,8 +194,14 @@ class Pool(Generic[B]):
             seekers=self._seekers,
         )
 
-    def _idle(self) -> list[Lease[B]]:
-        return [lease for lease in self._leases.values() if lease.idle]
+    def _idle(self) -> list[tuple[str, Lease[B]]]:
+        return [(key, lease) for key, lease in self._leases.items() if lease.idle]
+
+    def _evict(self) -> None:
+        """End the lease that was idle the longest. The lock is held."""
+        key, lease = min(self._idle(), key=lambda found: found[1].used)
+        self._end(lease)
+        self._forget(key, lease)
 
     def _booted(self) -> B:
         """A new container, already counted."""

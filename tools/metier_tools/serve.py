@@ -109,12 +109,17 @@ async def _keep_working(config: WorkerConfig, role: RoleSettings, stop: asyncio.
 
 async def _start(config: WorkerConfig) -> asyncio.subprocess.Process:
     worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _WORK, stdin=asyncio.subprocess.PIPE, start_new_session=True
+        sys.executable, "-c", _WORK, stdin=asyncio.subprocess.PIPE, start_new_session=True, env=_without_secrets()
     )
     if worker.stdin is not None:
         worker.stdin.write(config.model_dump_json().encode())
         worker.stdin.close()
     return worker
+
+
+def _without_secrets() -> dict[str, str]:
+    """The worker's environment: what it needs it is told over its standard input, and no child reads a key from `/proc`."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("METIER_")}
 
 
 async def _until(worker: asyncio.subprocess.Process, stop: asyncio.Event) -> int | None:

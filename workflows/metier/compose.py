@@ -213,14 +213,17 @@ def topics(config: Config) -> list[TopicChange]:
 
     declared = yaml.safe_load((resources.files("metier_infra") / "topics.yaml").read_text())["topics"]
     names = [tasks_topic(name) for name in sorted(agent_specs(config))]
-    wanted: list[Topic] = []
-    for entry in declared:
-        days = entry.get("retention_days")
-        for name in names if "{agent}" in entry["name"] else [entry["name"]]:
-            retention = None if days is None else int(days) * 86_400_000
-            wanted.append(
-                Topic(name, entry["partitions"] or config.kafka.partitions, config.kafka.replication, retention)
-            )
+    wanted = [
+        Topic(
+            name,
+            entry["partitions"] or config.kafka.partitions,
+            config.kafka.replication,
+            entry["retention_days"] * 86_400_000 if "retention_days" in entry else None,
+            entry.get("max_message_bytes"),
+        )
+        for entry in declared
+        for name in (names if "{agent}" in entry["name"] else [entry["name"]])
+    ]
     return apply(config.kafka, wanted)
 
 

@@ -72,7 +72,13 @@ async def _orchestrate(
 
     workflows = load_workflows(name.strip() for name in config.role.workflows.split(","))
     replica = Orchestrator(
-        system.bus, system.journal, workflows, cards, instance=config.role.instance, drain_s=config.role.drain_s
+        system.bus,
+        system.journal,
+        workflows,
+        cards,
+        instance=config.role.instance,
+        drain_s=config.role.drain_s,
+        limit=config.role.runs,
     )
     await replica.run(stop, ready)
 
@@ -146,7 +152,7 @@ async def embedded(
         models: agent name to model id, in place of what the agent's file says.
         lane: opens what carries the tool calls; by default, sandboxes in the container engine.
     """
-    from metier_infra.database import migrate
+    from metier_infra.database import RetryingDatabase, migrate
     from metier_infra.sqlite_journal import SqliteDatabase
 
     alone = compose.standalone(config)
@@ -154,7 +160,7 @@ async def embedded(
     opened = compose.open_models(specs.values())
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
-        db = SqliteDatabase(journal or alone.journal.sqlite_path)
+        db = RetryingDatabase(SqliteDatabase(journal or alone.journal.sqlite_path), compose.PATIENT)
         stack.push_async_callback(db.close)
         await migrate(db)
         tools_lane = await lane(alone)

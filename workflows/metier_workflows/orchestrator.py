@@ -10,7 +10,6 @@ import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -22,6 +21,7 @@ from metier_infra.errors import FailRun, FencedOff, RetryLater, WorkflowBroken
 from metier_infra.journal import Journal
 from metier_infra.messages import (
     EVENTS_TOPIC,
+    LARGEST,
     REQUESTS,
     RUNS,
     AgentCard,
@@ -43,19 +43,11 @@ from metier_infra.rows import Run
 from metier_infra.service import PATIENT, EventHandler, Ready, processing, send, serve
 from metier_workflows import node
 from metier_workflows.checkpoint import JournalSaver
+from metier_workflows.holdings import Holdings
 from metier_workflows.run_desk import SOURCE, RunDesk
 from metier_workflows.workflow import Workflow, Workflows
 
 log = structlog.get_logger()
-
-
-@dataclass
-class _Held:
-    """A run in this process: its task, its desk, and the partition through which it came."""
-
-    task: asyncio.Task[None]
-    desk: RunDesk
-    partition: int
 
 
 class Orchestrator:
@@ -68,6 +60,7 @@ class Orchestrator:
         cards: the agents that workflows may ask.
         instance: this replica's name, unique among those that live.
         drain_s: after `stop`, runs in flight have this long to end before they are let go; seconds.
+        limit: runs in flight at one time; others wait for their turn.
     """
 
     def __init__(
@@ -79,6 +72,7 @@ class Orchestrator:
         *,
         instance: str,
         drain_s: float,
+        limit: int = 1000,
     ) -> None:
         self._bus = bus
         self._journal = journal
@@ -86,26 +80,27 @@ class Orchestrator:
         self._cards = cards
         self._instance = instance
         self._drain_s = drain_s
-        self._held: dict[RunId, _Held] = {}
-        self._draining = False
+        self._holdings = Holdings(journal, instance, self._wake, limit)
 
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
         """Serve until `stop`; then end or let go of every run, so that another replica can take it at once."""
         await self._journal.runs.release(self._instance)
         last = asyncio.Event()
         requests = Consumption([REQUESTS], "metier.orchestrator.requests", ready=ready.one)
-        runs = Consumption([RUNS], "metier.orchestrator.runs", ready=ready.one, revoked=self._revoked)
+        runs = Consumption(
+            [RUNS], "metier.orchestrator.runs", ready=ready.one, revoked=lambda _, lost: self._holdings.moved(lost)
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(serve(self._bus, requests, {RunRequested: self._on_request}, stop))
             group.create_task(serve(self._bus, runs, self._run_handlers(), last))
             keepers = [group.create_task(self._renew()), group.create_task(self._attend())]
             await stop.wait()
             ready.gone()
-            await self._drain()
+            await self._holdings.drain(self._drain_s)
             last.set()
             for keeper in keepers:
                 keeper.cancel()
-        await self._journal.runs.release(self._instance)
+        await self._holdings.hand_over()
 
     def _run_handlers(self) -> Mapping[type[Event], EventHandler]:
         return {RunAccepted: self._on_accepted, CallAnswered: self._on_answered}
@@ -149,21 +144,18 @@ class Orchestrator:
     async def _on_answered(self, envelope: Envelope[CallAnswered], delivery: Delivery) -> None:
         """An answer wakes its run: where it runs here, by its future; else by taking the run up, which finds the answer."""
         answered = envelope.data
-        held = self._held.get(answered.run_id)
-        if held is None:
+        desk = self._holdings.desk(answered.run_id)
+        if desk is None:
             self._take(answered.run_id, envelope, delivery)
             return
-        with processing(envelope, delivery, parent=held.desk.traceparent) as span:
+        with processing(envelope, delivery, parent=desk.traceparent) as span:
             span.set({telemetry.RUN_ID: answered.run_id, telemetry.CALL_ID: answered.call_id})
-            held.desk.deliver(answered)
+            desk.deliver(answered)
 
     def _take(self, run_id: RunId, envelope: Envelope[Any], delivery: Delivery) -> None:
-        if run_id in self._held or self._draining:
-            return
-        desk = RunDesk(run_id, self._bus, self._journal, self._cards)
-        task = asyncio.create_task(self._execute(run_id, desk, envelope, delivery))
-        self._held[run_id] = _Held(task, desk, delivery.partition)
-        task.add_done_callback(lambda _: self._held.pop(run_id, None))
+        if run_id not in self._holdings:
+            desk = RunDesk(run_id, self._bus, self._journal, self._cards)
+            self._holdings.start(desk, delivery.partition, self._execute(run_id, desk, envelope, delivery))
 
     async def _execute(self, run_id: RunId, desk: RunDesk, envelope: Envelope[Any], delivery: Delivery) -> None:
         """One segment of a run, from lease to terminal state. Whatever interrupts it, the keeper or another replica goes on."""
@@ -194,7 +186,7 @@ class Orchestrator:
         finished = await self._journal.runs.finish(run.run_id, run.epoch, result=result, failure=failure)
         span.set({telemetry.RUN_STATE: finished.status, telemetry.COST_USD: finished.cost_usd})
         if failure:
-            span.fail(failure.code, failure.message)
+            span.fail(failure.code)
         await self._announce(finished)
 
     async def _outcome(self, run: Run, desk: RunDesk) -> tuple[dict[str, object] | None, Failure | None]:
@@ -209,7 +201,7 @@ class Orchestrator:
             return None, Failure(code=error.code, message=str(error))
         except (FencedOff, RetryLater):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log.exception("the workflow's graph raised", action="fail", run_id=run.run_id, workflow=run.workflow)
             broken = WorkflowBroken(f"the graph of {run.workflow!r} raised {type(error).__name__}: {error}")
             return None, Failure(code=broken.code, message=str(broken))
@@ -258,7 +250,7 @@ class Orchestrator:
         """Keep the leases of this replica alive, whatever else has to wait."""
         while True:
             with suppress(RetryLater):
-                await self._journal.runs.renew(self._instance)
+                await self._holdings.renew()
             await asyncio.sleep(self._journal.lease_s / 3)
 
     async def _attend(self) -> None:
@@ -267,36 +259,16 @@ class Orchestrator:
         while True:
             with suppress(RetryLater):
                 for run in await self._journal.runs.unattended(quiet_s):
-                    if run.run_id not in self._held:
-                        await (self._announce(run) if run.ended else self._wake(run))
+                    if run.run_id not in self._holdings:
+                        await self._attend_to(run)
                 quiet_s = self._journal.lease_s
             await asyncio.sleep(self._journal.lease_s / 3)
 
-    def _revoked(self, topic: str, partitions: frozenset[int]) -> None:
-        """Another replica owns these partitions now: let their runs go, so that it can take them at their last checkpoint."""
-        del topic
-        lost = [held for held in self._held.values() if held.partition in partitions]
-        if lost and not self._draining:
-            log.info("partitions moved", action="rebalance", partitions=sorted(partitions), runs=len(lost))
-            self._letting_go = asyncio.create_task(self._let_go(lost))
-
-    async def _drain(self) -> None:
-        self._draining = True
-        if self._held:
-            log.info("draining", action="drain", runs=len(self._held), limit_s=self._drain_s)
-            await asyncio.wait([held.task for held in self._held.values()], timeout=self._drain_s)
-        await self._let_go(list(self._held.values()))
-
-    async def _let_go(self, held: list[_Held]) -> None:
-        for one in held:
-            one.task.cancel()
-        if held:
-            await asyncio.wait([one.task for one in held])
-        for one in held:
-            await self._journal.runs.release(self._instance, one.desk.run_id)
-            run = await self._journal.runs.get(one.desk.run_id)
-            if run and not run.ended:
-                await self._wake(run)
+    async def _attend_to(self, run: Run) -> None:
+        """One run must not keep the others waiting: what cannot be told now is tried at the next round."""
+        with suppress(TimeoutError, FailRun):
+            async with asyncio.timeout(self._journal.lease_s / 3):
+                await (self._announce(run) if run.ended else self._wake(run))
 
 
 def _plain(workflow: Workflow, result: dict[str, object]) -> dict[str, object]:
@@ -304,7 +276,11 @@ def _plain(workflow: Workflow, result: dict[str, object]) -> dict[str, object]:
     if "__interrupt__" in result:
         raise WorkflowBroken(f"the graph of {workflow.name!r} stopped at an interrupt, which nothing here can resume")
     try:
-        json.dumps(result, allow_nan=False)
+        size = len(json.dumps(result, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise WorkflowBroken(f"the graph of {workflow.name!r} gave a result that is not JSON: {error}") from error
+    if size > LARGEST:
+        raise WorkflowBroken(
+            f"the graph of {workflow.name!r} gave a result of {size} bytes; an event carries {LARGEST}"
+        )
     return result

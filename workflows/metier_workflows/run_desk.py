@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from metier_infra import telemetry
 from metier_infra.bus import Bus
-from metier_infra.errors import CallFailed, DeadlineMissed
+from metier_infra.errors import CallFailed, DeadlineMissed, WorkflowBroken
 from metier_infra.journal import Journal
 from metier_infra.messages import (
     EVENTS_TOPIC,
@@ -47,21 +47,26 @@ class RunDesk:
         self._bus = bus
         self._journal = journal
         self._cards = cards
-        self._asked: Counter[Place] = Counter()
+        self._asked: Counter[tuple[Place, str]] = Counter()
         self._waiting: dict[CallId, asyncio.Future[CallAnswered]] = {}
 
     def cards(self) -> Mapping[str, AgentCard]:
         """See `Desk.cards`."""
         return self._cards
 
-    def _next(self, kind: str, place: Place) -> str:
-        """An id that depends on the run, the node's task and the order of asking alone; a retried node begins anew."""
-        self._asked[place] += 1
-        return stable_id(kind, self.run_id, place.task, self._asked[place])
+    def _next(self, kind: str, place: Place, what: str) -> str:
+        """An id that depends on the run, the node's task, what is asked and how often it was asked there before.
+
+        So it is the same when the node runs again, retried or after a crash, in whatever order its answers came.
+        """
+        self._asked[place, what] += 1
+        return stable_id(kind, self.run_id, place.task, what, self._asked[place, what])
 
     async def ask(self, place: Place, agent: str, task: Task, timeout_s: float) -> Answer:
         """See `Desk.ask`. The waiter stands before the call goes out, so that no answer can slip through."""
-        call_id = CallId(self._next("call", place))
+        if agent not in self._cards:
+            raise WorkflowBroken(f"no agent is called {agent!r}; there are: {', '.join(sorted(self._cards)) or 'none'}")
+        call_id = CallId(self._next("call", place, stable_id(agent, task.model_dump_json())))
         waiter = self._waiting[call_id] = asyncio.get_running_loop().create_future()
         call = Call(call_id=call_id, run_id=self.run_id, agent=agent, task=task, deadline=time.time() + timeout_s)
         attributes = {telemetry.AGENT_NAME: agent, telemetry.CALL_ID: call_id, telemetry.OPERATION: "invoke_agent"}
@@ -97,7 +102,7 @@ class RunDesk:
 
     async def decide(self, place: Place, decision: Decision) -> Decision:
         """See `Desk.decide`. Told each time that the node runs, under one id: at least once."""
-        decision_id = self._next("decision", place)
+        decision_id = self._next("decision", place, decision.category)
         kept = await self._journal.decisions.record(decision_id, self.run_id, decision)
         event = Envelope(DecisionMade(run_id=self.run_id, decision=kept), decision_id, SOURCE, self.run_id)
         await persist("tell a decision", lambda: send(self._bus, EVENTS_TOPIC, event), PATIENT)
