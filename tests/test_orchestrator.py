@@ -140,6 +140,24 @@ async def waits(state: State) -> dict[str, Any]:
     return {"said": [interrupt("a person's word")]}
 
 
+async def misspelt(state: State) -> dict[str, Any]:
+    return {"said": [(await agent("helpr").ask(state["text"])).text]}
+
+
+async def big(state: State) -> dict[str, Any]:
+    return {"said": ["x" * (5 << 20)]}
+
+
+async def cross(state: State) -> dict[str, Any]:
+    """Two chains side by side: what is asked second depends on whose answer came first."""
+
+    async def pair(letter: str) -> str:
+        await say(f"{state['text']} {letter}1")
+        return (await say(f"{state['text']} {letter}2"))["said"][0]
+
+    return {"said": list(await asyncio.gather(pair("a"), pair("b")))}
+
+
 async def branch(state: Errand) -> dict[str, Any]:
     return await say(state["text"])
 
@@ -176,6 +194,9 @@ GRAPHS: Mapping[str, Callable[[], Graph]] = {
     "odd": lambda: chain(odd),
     "nan": lambda: chain(nan),
     "waits": lambda: chain(waits),
+    "misspelt": lambda: chain(misspelt),
+    "big": lambda: chain(big),
+    "cross": lambda: chain(cross),
     "flaky": lambda: chain(flaky, retry=RetryPolicy(initial_interval=0.001, jitter=False)),
 }
 WORKFLOWS = Workflows([workflow(name, input=Text)(build) for name, build in GRAPHS.items()])
@@ -735,3 +756,36 @@ async def test_nothing_is_asked_before_the_checkpoint_that_its_id_hangs_on_is_st
     # Then what it decides and asks waits for that
     assert slow.stored[0] == "checkpoints"
     assert {"decisions", "calls"} <= set(slow.stored)
+
+
+@pytest.mark.parametrize(("name", "says"), [("misspelt", "no agent is called 'helpr'"), ("big", "an event carries")])
+async def test_what_an_author_gets_wrong_ends_the_run_and_not_the_replica(house: House, name: str, says: str) -> None:
+    replica = await house.replica()
+    bad, good = await house.request(name, "bad"), await house.request("chain", "good")
+    found = await house.ended(bad, good)
+    failed = found[bad]
+    assert isinstance(failed, RunFailed)
+    assert failed.failure.code == "workflow_broken"
+    assert says in failed.failure.message
+    assert isinstance(found[good], RunSucceeded)
+    assert not replica.task.done()
+
+
+async def test_after_a_crash_each_question_finds_its_own_answer_in_whatever_order_they_came(house: House) -> None:
+    # Given two chains side by side, of which the second got its first answer first
+    for word in ("e a1", "e a2"):
+        house.helper.holds[word] = asyncio.Event()
+    one = await house.replica()
+    run_id = await house.request("cross")
+    await house.helper.asked("e b2")
+    house.helper.holds["e a1"].set()
+    await house.helper.asked("e a2")
+    # When the replica dies before the last answer, and another goes on
+    await one.crash()
+    await house.replica()
+    house.helper.holds["e a2"].set()
+    # Then no question gets the answer to another, and none was asked again under a new id
+    found = (await house.ended(run_id))[run_id]
+    assert isinstance(found, RunSucceeded)
+    assert found.result == {"said": ["re: e a2", "re: e b2"]}
+    assert len(await house.journal.calls.of_run(run_id)) == 4

@@ -175,6 +175,16 @@ class Fleet:
 
         return ends(self.records("metier.events", ends))[0]
 
+    def ends(self, run_id: str) -> list[tuple[bytes, bytes]]:
+        """Every different terminal event of a run that lies on the topic now, by type and id: there must be one."""
+        mark = json.dumps({"mark": secrets.token_hex(8)}).encode()
+        self.produce(mark, {}, topic="metier.events", key=run_id)
+        seen = self.records("metier.events", lambda found: any(record.value == mark for record in found))
+        about = [dict(record.headers or ()) for record in seen if run_id.encode() in (record.value or b"")]
+        return sorted(
+            {(a["ce_type"] or b"", a["ce_id"] or b"") for a in about if (a["ce_id"] or b"").endswith(b"/ended")}
+        )
+
     def tails(self) -> str:
         return "\n".join(
             f"--- {name}\n{role.log.read_text(errors='replace')[-1500:]}" for name, role in self.roles.items()

@@ -64,11 +64,7 @@ async def test_a_killed_role_loses_and_doubles_nothing(up: Fleet, journal: Journ
     end = up.terminal(f"crash-{role}")
     assert end["result"] == {"question": "?", "answers": ["42"] * 5}
     up.roles[role].ready()
-    ends = up.records("metier.events", lambda found: found)
-    ids = {
-        dict(record.headers or ())["ce_id"] for record in ends if str(end["run_id"]).encode() in (record.value or b"")
-    }
-    assert len([name for name in ids if name and name.endswith(b"/ended")]) == 1
+    assert up.ends(str(end["run_id"])) == [(b"io.metier.run.succeeded.v1", f"{end['run_id']}/ended".encode())]
     # and each call has one answer, each tool call one result, and each model turn was paid once
     run_id = RunId(str(end["run_id"]))
     calls, tools = await journal.calls.of_run(run_id), await journal.tools.of_run(run_id)

@@ -201,7 +201,7 @@ class Orchestrator:
             return None, Failure(code=error.code, message=str(error))
         except (FencedOff, RetryLater):
             raise
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             log.exception("the workflow's graph raised", action="fail", run_id=run.run_id, workflow=run.workflow)
             broken = WorkflowBroken(f"the graph of {run.workflow!r} raised {type(error).__name__}: {error}")
             return None, Failure(code=broken.code, message=str(broken))

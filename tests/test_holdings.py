@@ -1,0 +1,147 @@
+"""What becomes of a replica's runs when partitions move, when it drains, and when telling fails. Not here: real rebalances."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from metier_infra.bus import MemoryBus
+from metier_infra.database import migrate
+from metier_infra.errors import BusGone
+from metier_infra.journal import Journal
+from metier_infra.messages import RunId
+from metier_infra.rows import Run
+from metier_infra.sqlite_journal import SqliteDatabase
+from metier_workflows.holdings import Holdings
+from metier_workflows.run_desk import RunDesk
+
+
+class Replica:
+    """Holdings over a real journal, a note of whom they woke, and runs that last until they are let."""
+
+    def __init__(self, journal: Journal, limit: int = 10) -> None:
+        self.journal = journal
+        self.woken: list[str] = []
+        self.fails: set[str] = set()
+        self.working: list[str] = []
+        self.may_end = asyncio.Event()
+        self.changed = asyncio.Condition()
+        self.holdings = Holdings(journal, "one", self._wake, limit)
+
+    async def _wake(self, run: Run) -> None:
+        if run.event_id in self.fails:
+            raise BusGone("no broker")
+        await self._note(self.woken, run.event_id)
+
+    async def _note(self, what: list[str], name: str) -> None:
+        async with self.changed:
+            what.append(name)
+            self.changed.notify_all()
+
+    async def start(self, name: str, partition: int = 0) -> RunId:
+        run = Run(
+            run_id=RunId(name * 32), source="/s", event_id=name, workflow="w", version=None, status="accepted", input={}, traceparent="t"
+        )  # fmt: skip
+        await self.journal.runs.accept(run)
+        desk = RunDesk(run.run_id, MemoryBus(), self.journal, {})
+        self.holdings.start(desk, partition, self._work(run.run_id))
+        return run.run_id
+
+    async def _work(self, run_id: RunId) -> None:
+        assert await self.journal.runs.lease(run_id, "one")
+        await self._note(self.working, run_id[0])
+        await self.may_end.wait()
+
+    async def at_work(self, count: int) -> None:
+        async with asyncio.timeout(10), self.changed:
+            await self.changed.wait_for(lambda: len(self.working) >= count)
+
+    async def free(self) -> set[str]:
+        return {run.event_id for run in await self.journal.runs.unattended()}
+
+
+@pytest.fixture
+async def replica() -> AsyncGenerator[Replica]:
+    """One replica, whose leases outlast the test."""
+    db = SqliteDatabase(":memory:")
+    await migrate(db)
+    yield Replica(Journal(db, lease_s=600))
+    await db.close()
+
+
+async def test_while_draining_nothing_is_woken_that_nobody_else_could_read(replica: Replica) -> None:
+    # Given one run at work
+    await replica.start("a")
+    await replica.at_work(1)
+    # When the replica drains, and another run comes meanwhile
+    draining = asyncio.create_task(replica.holdings.drain(0.2))
+    await asyncio.sleep(0)
+    await replica.start("b")
+    await draining
+    # Then both are free for others, but told of only once this replica reads nothing any more
+    assert await replica.free() == {"a", "b"}
+    assert replica.woken == []
+    await replica.holdings.hand_over()
+    assert sorted(replica.woken) == ["a", "b"]
+
+
+async def test_a_run_that_ends_in_time_is_not_handed_over(replica: Replica) -> None:
+    await replica.start("a")
+    await replica.at_work(1)
+    replica.may_end.set()
+    await replica.holdings.drain(5)
+    await replica.holdings.hand_over()
+    assert replica.woken == []
+
+
+async def test_runs_of_partitions_that_moved_are_let_go_though_telling_fails(replica: Replica) -> None:
+    # Given three runs on a partition that moves, and one on a partition that stays
+    for name in "abc":
+        await replica.start(name, partition=3)
+    stays = await replica.start("d", partition=4)
+    await replica.at_work(4)
+    # When it moves while the broker takes only some of the wake-ups
+    replica.fails = {"a", "b"}
+    replica.holdings.moved({3})
+    async with asyncio.timeout(10), replica.changed:
+        await replica.changed.wait_for(lambda: "c" in replica.woken)
+    # Then the three are free, told or not, and the other goes on
+    assert await replica.free() == {"a", "b", "c"}
+    assert stays in replica.holdings
+    assert await replica.journal.runs.held_by("one") == [stays]
+
+
+async def test_a_lease_that_no_task_here_needs_is_given_back(replica: Replica) -> None:
+    await replica.start("a")
+    await replica.at_work(1)
+    lost = Run(
+        run_id=RunId("z" * 32), source="/s", event_id="z", workflow="w", version=None, status="accepted", input={}, traceparent="t"
+    )  # fmt: skip
+    await replica.journal.runs.accept(lost)
+    assert await replica.journal.runs.lease(lost.run_id, "one")
+    await replica.holdings.renew()
+    assert await replica.journal.runs.held_by("one") == [RunId("a" * 32)]
+
+
+async def test_only_so_many_runs_are_in_flight(replica: Replica) -> None:
+    few = Replica(replica.journal, limit=2)
+    for name in "abcd":
+        await few.start(name)
+    await few.at_work(2)
+    assert len(await few.journal.runs.held_by("one")) == 2
+    few.may_end.set()
+    await few.at_work(4)
+    assert few.working == ["a", "b", "c", "d"]
+
+
+async def test_a_run_that_is_let_go_before_its_turn_leaves_nothing_behind(replica: Replica) -> None:
+    few = Replica(replica.journal, limit=1)
+    await few.start("a")
+    await few.at_work(1)
+    await few.start("b")
+    await few.holdings.drain(0)
+    assert few.working == ["a"]
+    await few.holdings.hand_over()
+    assert sorted(few.woken) == ["a", "b"]
