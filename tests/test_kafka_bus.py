@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from metier_infra.bus import Consumption, Handler
-from metier_infra.errors import BadSettings, BusGone
+from metier_infra.errors import BadSettings, BusGone, TooLarge
 from metier_infra.kafka_bus import KafkaBus
 from metier_infra.kafka_topics import Topic, apply
 from metier_infra.messages import RUNS, Delivery, Record
@@ -244,3 +244,28 @@ def test_topics_are_made_and_grown_and_never_shrunk(kafka: KafkaSettings) -> Non
     assert applied(2) == [("a", "has 2 partitions"), ("b", "has 1 partitions")]
     assert applied(3) == [("a", "grew from 2 to 3 partitions"), ("b", "has 1 partitions")]
     assert applied(1) == [("a", "has 3 partitions (declared 1; never shrunk)"), ("b", "has 1 partitions")]
+
+
+async def test_a_consumption_that_is_cancelled_while_the_broker_is_away_ends_as_cancelled(
+    nowhere: KafkaSettings,
+) -> None:
+    bus = KafkaBus(nowhere, client="tests")
+
+    async def never(_: Delivery) -> None:
+        raise AssertionError
+
+    consuming = asyncio.create_task(bus.consume(Consumption(["t"], "g"), never, asyncio.Event()))
+    await asyncio.sleep(0)
+    consuming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await consuming
+    await bus.close()
+
+
+async def test_a_record_that_the_broker_never_takes_is_not_tried_for_ever(kafka: KafkaSettings) -> None:
+    apply(kafka, [Topic("small", 1, 1, max_message_bytes=100_000)])
+    bus = KafkaBus(kafka, client="tests")
+    with pytest.raises(TooLarge):
+        await bus.publish(Record("small", None, bytes(300_000)))
+    await bus.publish(Record("small", None, b"fits"))
+    await bus.close()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from metier_infra.errors import BuryRecord, Undecodable, UnknownEvent
+from metier_infra.errors import BuryRecord, TooLarge, Undecodable, UnknownEvent
 from metier_infra.messages import (
     EVENTS,
     Answer,
@@ -215,3 +215,25 @@ def test_ids_do_not_run_their_parts_together() -> None:
 
 def test_each_agent_has_a_topic_of_its_own() -> None:
     assert tasks_topic("coder") == "metier.agents.coder.tasks"
+
+
+@pytest.mark.parametrize("header", ["ce_id", "ce_source"])
+@pytest.mark.parametrize("value", ["x" * 1001, "with\x00nul", "with\nline"])
+def test_an_id_or_source_that_nobody_can_keep_or_show_is_undecodable(header: str, value: str) -> None:
+    record = encode("t", Envelope(RunRequested(workflow="w", input={}), "1", "/s", "k"))
+    headers = tuple((name, value.encode() if name == header else text) for name, text in record.headers)
+    with pytest.raises(Undecodable, match=header):
+        decode(Delivery("t", 0, 0, None, record.value, headers))
+
+
+@pytest.mark.parametrize("workflow", ["", "w" * 201, "with\x00nul"])
+def test_a_workflows_name_is_short_and_printable(workflow: str) -> None:
+    record = encode("t", Envelope(RunRequested(workflow="w", input={}), "1", "/s", "k"))
+    value = json.dumps({"workflow": workflow, "input": {}}).encode()
+    with pytest.raises(Undecodable, match="workflow"):
+        decode(Delivery("t", 0, 0, None, value, record.headers))
+
+
+def test_an_event_that_is_too_large_is_not_sent() -> None:
+    with pytest.raises(TooLarge, match="an event carries"):
+        encode("t", Envelope(RunRequested(workflow="w", input={"x": "y" * (7 << 20)}), "1", "/s", "k"))

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypedDict
 
@@ -715,12 +715,14 @@ async def test_on_real_services_a_request_that_the_database_cannot_hold_blocks_n
     """Postgres keeps no NUL in a text: such a request can never be accepted."""
     async with real_house(kafka, postgres_url) as house:
         await house.replica()
-        await house.request("nul\x00", "poison")
+        well = encode(REQUESTS, Envelope(RunRequested(workflow="chain", input={}), "poison", "/shop", "k"))
+        await house.bus.publish(replace(well, value=well.value.replace(b"chain", b"nul\\u0000")))
         await house.request("chain", "also\x00poison")
         run_id = await house.request("chain", "good")
         assert isinstance((await house.ended(run_id))[run_id], RunSucceeded)
         dead = await house.read(DEAD_LETTERS, lambda seen: len(seen) == 2)
         assert {dict(one.headers)["ce_id"] for one in dead} == {b"poison", b"also\x00poison"}
+        assert {dict(one.headers)["metier-dead-reason"] for one in dead} == {b"undecodable"}
 
 
 class Slow:

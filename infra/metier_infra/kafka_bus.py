@@ -69,30 +69,55 @@ class KafkaBus:
         try:
             futures = await loop.run_in_executor(self._sender, self._send, records, loop)
             await asyncio.gather(*futures)
+        except MessageSizeTooLargeError:
+            await self._publish_alone(records)
+        except KafkaError as error:
+            raise self._gone(error) from error
+
+    def _gone(self, error: Exception) -> BusGone:
+        return BusGone(f"Kafka at {self._settings.bootstrap} did not take the record: {error or type(error).__name__}")
+
+    async def _publish_alone(self, records: tuple[Record, ...]) -> None:
+        """Tell which record is too large: after one, kafka-python's producer fails all that were beside it, and all that come after."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._sender, self._send_alone, records)
         except MessageSizeTooLargeError as error:
             largest = max(len(record.value) for record in records)
             raise TooLarge(f"Kafka at {self._settings.bootstrap} takes no record of {largest} bytes") from error
         except KafkaError as error:
-            raise BusGone(
-                f"Kafka at {self._settings.bootstrap} did not take the record: {error or type(error).__name__}"
-            ) from error
+            raise self._gone(error) from error
+
+    def _send_alone(self, records: tuple[Record, ...]) -> None:
+        if self._producer is not None:
+            self._producer.close(timeout=0)
+            self._producer = None
+        for record in records:
+            producer = self._connect()
+            try:
+                topic, headers = self._settings.prefix + record.topic, list(record.headers)
+                producer.send(topic, value=record.value, key=record.key, headers=headers).get(timeout=30)
+            finally:
+                producer.close(timeout=1)
 
     def _send(self, records: tuple[Record, ...], loop: asyncio.AbstractEventLoop) -> list[asyncio.Future[None]]:
         if self._producer is None:
-            self._producer = KafkaProducer(
-                bootstrap_servers=brokers(self._settings),
-                client_id=self._client,
-                acks="all",
-                enable_idempotence=True,
-                allow_auto_create_topics=False,
-                max_block_ms=10_000,
-                delivery_timeout_ms=30_000,
-                request_timeout_ms=10_000,
-                max_request_size=10 << 20,
-                **CONNECTING,
-            )
+            self._producer = self._connect()
         prefix = self._settings.prefix
         return [_append(self._producer, prefix, record, loop) for record in records]
+
+    def _connect(self) -> KafkaProducer:
+        return KafkaProducer(
+            bootstrap_servers=brokers(self._settings),
+            client_id=self._client,
+            acks="all",
+            enable_idempotence=True,
+            allow_auto_create_topics=False,
+            max_block_ms=10_000,
+            delivery_timeout_ms=30_000,
+            request_timeout_ms=10_000,
+            max_request_size=10 << 20,
+            **CONNECTING,
+        )
 
     async def consume(self, what: Consumption, handle: Handler, stop: asyncio.Event) -> None:
         """See `Bus.consume`."""

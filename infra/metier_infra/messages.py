@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Generic, Literal, NewType, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, NewType, TypeVar
 
 from cloudevents.core.base import BaseCloudEvent
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, to_binary_event
 from cloudevents.core.v1.event import CloudEvent
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints, ValidationError
 
 from metier_infra.errors import TooLarge, Undecodable, UnknownEvent
 
@@ -121,13 +121,17 @@ class Event(Word):
     TYPE: ClassVar[str]
 
 
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+"""A name that others chose: short, and without control characters."""
+
+
 class RunRequested(Event):
     """A backend asks for a run of `workflow` (its newest version unless one is named) on `input`."""
 
     TYPE: ClassVar[str] = "io.metier.run.requested.v1"
-    workflow: str
+    workflow: Name
     input: dict[str, JsonValue]
-    version: str | None = None
+    version: Name | None = None
 
 
 class RunAccepted(Event):
@@ -287,6 +291,9 @@ def decode(delivery: Delivery) -> Envelope[Event]:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "data"
         raise Undecodable(f"the event's data does not fit its type: {place}: {first['msg']}") from error
+    for attribute, value in (("ce_id", event.get_id()), ("ce_source", event.get_source())):
+        if len(value) > 1000 or not value.isprintable():
+            raise Undecodable(f"{attribute} must be at most 1000 printable characters; it has {len(value)}")
     trace = dict(delivery.headers).get("traceparent", b"").decode("ascii", "replace") or None
     key = (delivery.key or b"").decode("utf-8", "replace")
     return Envelope(

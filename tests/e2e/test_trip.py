@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Generator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -145,6 +146,8 @@ def test_the_commands_of_users_see_the_same(up: Fleet) -> None:
     # and publishing it again waits for nothing new
     again = up.metier("publish", "specialists", question, "--json", "--id", "by-hand")
     assert json.loads(again.stdout)["run_id"] == end["run_id"]
+    waited = up.metier("publish", "specialists", question, "--wait", "--json", "--id", "by-hand", "--timeout", "30")
+    assert json.loads(waited.stdout) == end
     # and a run that is not there is a sentence
     absent = up.metier("runs", "show", "ffff")
     assert (absent.returncode, absent.stderr.count("\n")) == (2, 1)
@@ -152,3 +155,25 @@ def test_the_commands_of_users_see_the_same(up: Fleet) -> None:
     failed = up.metier("publish", "nothing", "{}", "--wait")
     assert failed.returncode == 1
     assert "unknown_workflow" in failed.stderr
+    # and a list with a failure in it is still a list
+    lines = up.metier("runs", "list").stdout
+    assert end["run_id"][:12] in lines
+    assert "unknown_workflow" in lines
+    refused = up.metier("runs", "list", "--status", "done")
+    assert (refused.returncode, "succeeded" in refused.stderr) == (2, True)
+
+
+def test_no_process_but_the_runner_itself_has_the_key_that_signs_tool_calls(up: Fleet) -> None:
+    # Given the tool runner and everything that it started
+    runner = up.roles["tools"].process.pid
+    parents = {
+        int(stat.parent.name): int(stat.read_text().rpartition(")")[2].split()[1])
+        for stat in Path("/proc").glob("[0-9]*/stat")
+    }
+    family = {runner}
+    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= grown
+    # Then Celery's processes, which parse what the broker gives them, cannot read it
+    children = family - {runner}
+    assert len(children) > 1
+    assert all(b"METIER_" not in Path(f"/proc/{pid}/environ").read_bytes() for pid in children)

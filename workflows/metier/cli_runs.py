@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, TypeVar, cast, get_args
 
 import typer
 from pydantic import JsonValue
@@ -20,7 +20,7 @@ from metier.terminal import console
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
 from metier_infra.journal import Journal
 from metier_infra.messages import Envelope, Event, RunFailed
-from metier_infra.rows import Run
+from metier_infra.rows import Run, RunStatus
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def publish(
     event_id: Annotated[
         str | None, typer.Option("--id", help="The request's id: the same id again starts nothing.")
     ] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the end.")] = 300.0,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for the end.")] = 300.0,
     as_json: Json = False,
 ) -> None:
     """Ask for a run: publish a task event."""
@@ -71,7 +71,9 @@ def publish(
     try:
         end = _run(
             client.connect,
-            lambda system: client.publish_and_wait(system.bus, workflow, body, event_id=event_id, timeout_s=timeout_s),
+            lambda system: client.publish_and_wait(
+                system.bus, workflow, body, event_id=event_id, timeout_s=timeout_s, journal=system.journal
+            ),
         )
     except TimeoutError as error:
         raise DeadlineMissed(
@@ -109,12 +111,14 @@ def list_runs(
     as_json: Json = False,
 ) -> None:
     """List the newest runs."""
+    if status not in {None, *get_args(RunStatus)}:
+        raise BadSettings(f"no run is ever {status!r}; the states are {', '.join(get_args(RunStatus))}")
     found = _run(client.reading, lambda journal: journal.runs.recent(status=status, workflow=workflow, limit=limit))
     if as_json:
         typer.echo(json.dumps([run.model_dump(mode="json") for run in found]))
         return
     table = Table(
-        "run", "workflow", "status", "accepted", "took", "cost USD", Column("why", overflow="ellipsis", no_wrap=True)
+        *[Column(head, no_wrap=True) for head in ("run", "workflow", "status", "accepted", "took", "cost USD", "why")]
     )
     for run in found:
         table.add_row(*_row(run))
@@ -124,7 +128,11 @@ def list_runs(
 def _row(run: Run) -> tuple[str, ...]:
     accepted = datetime.fromtimestamp(run.accepted_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
     took = f"{run.finished_at - run.accepted_at:.2f} s" if run.finished_at else ""
-    why = f"{run.failure.code}: {run.failure.message}" if run.failure else ""
+    why = (
+        " ".join(f"{run.failure.code}: {run.failure.message}".split())[: max(20, out.width - 100)]
+        if run.failure
+        else ""
+    )
     return run.run_id[:12], run.workflow, run.status, accepted, took, f"{run.cost_usd:.6f}", why
 
 

@@ -35,6 +35,7 @@ from metier_infra.messages import (
     decode,
     stable_id,
 )
+from metier_infra.rows import Run
 from metier_infra.service import send
 
 SOURCE = "/metier/cli"
@@ -124,9 +125,18 @@ async def _first(ready: asyncio.Event, consuming: asyncio.Task[None]) -> None:
 
 
 async def publish_and_wait(
-    bus: Bus, workflow: str, value: Mapping[str, JsonValue], *, event_id: str | None, timeout_s: float
+    bus: Bus,
+    workflow: str,
+    value: Mapping[str, JsonValue],
+    *,
+    event_id: str | None,
+    timeout_s: float,
+    journal: Journal | None = None,
 ) -> Ended:
-    """Publish a request and wait for its run's terminal event. Raises `TimeoutError`."""
+    """Publish a request and wait for its run's terminal event. Raises `TimeoutError`.
+
+    With a `journal`, a run of this id that ended before gives its end at once.
+    """
     ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
     wanted = event_id or str(uuid4())
 
@@ -136,7 +146,27 @@ async def publish_and_wait(
 
     async with following(bus, seen):
         await publish(bus, workflow, value, event_id=wanted)
-        return await asyncio.wait_for(ended, timeout_s)
+        run = await journal.runs.get(run_id_of(SOURCE, wanted)) if journal else None
+        return end_of(run) if run and run.ended else await asyncio.wait_for(ended, timeout_s)
+
+
+def end_of(run: Run) -> Ended:
+    """The terminal event of a run that has ended."""
+    if run.failure:
+        return RunFailed(
+            run_id=run.run_id,
+            request_id=run.event_id,
+            workflow=run.workflow,
+            failure=run.failure,
+            cost_usd=run.cost_usd,
+        )
+    return RunSucceeded(
+        run_id=run.run_id,
+        request_id=run.event_id,
+        workflow=run.workflow,
+        result=run.result or {},
+        cost_usd=run.cost_usd,
+    )
 
 
 async def watch(system: System, run_id: RunId, show: Callable[[Envelope[Event]], None]) -> None:
