@@ -1,0 +1,42 @@
+"""The face of the commands: each says what it does and shows an example that works as typed. Not here: what they do."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+import pytest
+import typer
+
+from metier.cli import app
+
+ROOT = typer.main.get_command(app)
+
+
+def commands(command: object = ROOT, *path: str) -> Iterator[tuple[tuple[str, ...], object]]:
+    inner: dict[str, object] = getattr(command, "commands", {})
+    if not inner:
+        yield path, command
+    for name, one in inner.items():
+        yield from commands(one, *path, name)
+
+
+EVERY = dict(commands())
+
+
+@pytest.mark.parametrize("path", EVERY, ids=" ".join)
+def test_each_command_says_what_it_does_and_shows_how(path: tuple[str, ...]) -> None:
+    command = EVERY[path]
+    said, example = str(getattr(command, "help", "")), str(getattr(command, "epilog", ""))
+    assert said.endswith(".")
+    assert example.startswith("Example: ")
+    words = shlex.split(example.removeprefix("Example: "), comments=True)
+    begin = words.index("metier") + 1
+    assert tuple(words[begin : begin + len(path)]) == path
+
+
+def test_all_commands_of_the_roles_and_the_users_are_there() -> None:
+    names = {" ".join(path) for path in EVERY}
+    roles = {"orchestrator", "agent", "tools", "dev", "topics", "migrate"}
+    users = {"publish", "runs list", "runs show", "runs watch", "trace", "version", "demo", "bench orchestrator"}
+    assert roles | users <= names
