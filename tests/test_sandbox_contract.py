@@ -92,7 +92,7 @@ def test_a_wait_for_a_lease_in_use_ends(sandbox: Sandbox) -> None:
     began = time.monotonic()
     with sandbox.hold("busy", 20), pytest.raises(LaneGone), sandbox.hold("busy", 0.2):
         pass
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 def test_a_lease_can_be_released_twice_or_without_being_held(sandbox: Sandbox) -> None:
