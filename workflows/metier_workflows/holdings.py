@@ -122,7 +122,7 @@ class Holdings:
 
     async def _call(self, run_ids: Collection[RunId]) -> None:
         """Wake runs for whoever owns them now. What cannot be told now is found by another replica when it attends."""
-        for run_id in run_ids:
+        for run_id in sorted(run_ids):
             with suppress(RetryLater):
                 run = await self._journal.runs.get(run_id)
                 if run and not run.ended:
