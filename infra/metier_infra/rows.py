@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from metier_infra.database import Row
-from metier_infra.messages import Answer, CallId, Failure, RunId, Task, ToolCallId, Word
+from metier_infra.messages import Answer, CallId, Failure, RunFailed, RunId, RunSucceeded, Task, ToolCallId, Word
 
 RunStatus = Literal["accepted", "running", "succeeded", "failed"]
 
@@ -42,6 +42,19 @@ class Run(Word):
     def ended(self) -> bool:
         """Whether the run reached its terminal state."""
         return self.status in {"succeeded", "failed"}
+
+    @property
+    def end(self) -> RunSucceeded | RunFailed:
+        """The terminal event's data of a run that has ended: the same whenever it is told."""
+        told: dict[str, Any] = {
+            "run_id": self.run_id,
+            "request_id": self.event_id,
+            "workflow": self.workflow,
+            "cost_usd": self.cost_usd,
+        }
+        if self.failure:
+            return RunFailed(**told, failure=self.failure)
+        return RunSucceeded(**told, result=self.result or {})
 
 
 class Call(Word):

@@ -35,7 +35,6 @@ from metier_infra.messages import (
     decode,
     stable_id,
 )
-from metier_infra.rows import Run
 from metier_infra.service import send
 
 SOURCE = "/metier/cli"
@@ -85,9 +84,8 @@ async def publish(
     bus: Bus, workflow: str, value: Mapping[str, JsonValue], *, event_id: str | None = None
 ) -> Envelope[RunRequested]:
     """Publish a request; the event that was sent. The same `event_id` again starts nothing."""
-    request = Envelope(
-        RunRequested(workflow=workflow, input=dict(value)), event_id or str(uuid4()), SOURCE, event_id or str(uuid4())
-    )
+    name = event_id or str(uuid4())
+    request = Envelope(RunRequested(workflow=workflow, input=dict(value)), name, SOURCE, key=name)
     await send(bus, REQUESTS, request)
     return request
 
@@ -147,26 +145,7 @@ async def publish_and_wait(
     async with following(bus, seen):
         await publish(bus, workflow, value, event_id=wanted)
         run = await journal.runs.get(run_id_of(SOURCE, wanted)) if journal else None
-        return end_of(run) if run and run.ended else await asyncio.wait_for(ended, timeout_s)
-
-
-def end_of(run: Run) -> Ended:
-    """The terminal event of a run that has ended."""
-    if run.failure:
-        return RunFailed(
-            run_id=run.run_id,
-            request_id=run.event_id,
-            workflow=run.workflow,
-            failure=run.failure,
-            cost_usd=run.cost_usd,
-        )
-    return RunSucceeded(
-        run_id=run.run_id,
-        request_id=run.event_id,
-        workflow=run.workflow,
-        result=run.result or {},
-        cost_usd=run.cost_usd,
-    )
+        return run.end if run and run.ended else await asyncio.wait_for(ended, timeout_s)
 
 
 async def watch(system: System, run_id: RunId, show: Callable[[Envelope[Event]], None]) -> None:

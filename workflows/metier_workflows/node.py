@@ -1,7 +1,7 @@
 """What a node of a graph may do beyond plain Python: ask an agent, and decide whom to ask.
 
 Authors call `agent(name).ask(...)` and `decide(...)` inside nodes; the orchestrator puts itself behind `Desk` for the time of a run.
-Ids depend on the run, the node's task and the order of asking, so a node that runs again finds the same answers.
+Ids depend on the run, the node's task and what is asked, so a node that runs again finds the same answers.
 """
 
 from __future__ import annotations

@@ -31,11 +31,9 @@ from metier_infra.messages import (
     Event,
     Failure,
     RunAccepted,
-    RunFailed,
     RunId,
     RunRequested,
     RunStarted,
-    RunSucceeded,
     stable_id,
 )
 from metier_infra.retry import persist
@@ -217,23 +215,7 @@ class Orchestrator:
 
     async def _announce(self, run: Run) -> None:
         """Publish the terminal event, under an id that never changes, and remember that it went out."""
-        if run.failure:
-            end: RunFailed | RunSucceeded = RunFailed(
-                run_id=run.run_id,
-                request_id=run.event_id,
-                workflow=run.workflow,
-                failure=run.failure,
-                cost_usd=run.cost_usd,
-            )
-        else:
-            end = RunSucceeded(
-                run_id=run.run_id,
-                request_id=run.event_id,
-                workflow=run.workflow,
-                result=run.result or {},
-                cost_usd=run.cost_usd,
-            )
-        await self._tell(Envelope(end, f"{run.run_id}/ended", SOURCE, run.run_id, subject=run.event_id), run)
+        await self._tell(Envelope(run.end, f"{run.run_id}/ended", SOURCE, run.run_id, subject=run.event_id), run)
         await self._journal.runs.announced(run.run_id)
         log.info(
             "run ended",
