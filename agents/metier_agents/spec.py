@@ -5,27 +5,19 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from metier_infra import declared
+from metier_infra.declared import Declared
 from metier_infra.errors import BadSpec
-from metier_infra.messages import Word
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Loc: TypeAlias = "Sequence[int | str]"
-
-
-class Declared(Word):
-    """A frozen value that a person writes: unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class _Policy(Declared):
@@ -126,68 +118,17 @@ def load_agents(folder: Path) -> dict[str, AgentSpec]:
 
 def load_agent(path: Path) -> AgentSpec:
     """The agent declared in one file. Raises `BadSpec` with file, line and field."""
-    root, data = _read(path)
-    try:
-        return AgentSpec.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        line, field = _place(root, first["loc"])
-        where = f"{path}:{line}: {field}: " if field else f"{path}:{line}: "
-        raise BadSpec(where + _sentence(first["type"], first["msg"], first["loc"])) from error
+    return declared.load(path, AgentSpec, parts=_PARTS, sentences=_SENTENCES)
 
 
-def _read(path: Path) -> tuple[yaml.Node | None, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        return yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise BadSpec(f"{path}:{line}: not YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise BadSpec(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _place(root: yaml.Node | None, loc: Loc) -> tuple[int, str]:
-    """Line (from 1) and dotted name of the field at `loc`; a union's tag in `loc` names no field and is left out."""
-    node, line, names = root, 1, list[str]()
-    for depth, part in enumerate(loc):
-        child = _child(node, part)
-        if child is not None:
-            line, node = child
-        if child is not None or depth == len(loc) - 1:
-            names.append(str(part))
-    return line, ".".join(names)
-
-
-def _child(node: yaml.Node | None, part: int | str) -> tuple[int, yaml.Node] | None:
-    if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-        items: list[yaml.Node] = node.value
-        return items[part].start_mark.line + 1, items[part]
-    if isinstance(node, yaml.MappingNode):
-        pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
-        return next(((key.start_mark.line + 1, value) for key, value in pairs if key.value == part), None)
-    return None
-
-
-_KINDS: Mapping[str, type[Declared]] = {
+_PARTS: Mapping[str, type[Declared]] = {
     "autonomous": Autonomous,
     "collaborative": Collaborative,
     "meta_reasoned": MetaReasoned,
     "tools": ToolRef,
     "limits": Limits,
 }
-
-
 _SENTENCES: Mapping[str, str] = {
-    "missing": "this field is missing",
     "model_type": "expected an agent's fields, such as name, model and policy",
     "string_pattern_mismatch": "must be lower-case letters, digits and hyphens, at most 63, and begin with a letter",
 }
-
-
-def _sentence(kind: str, message: str, loc: Loc) -> str:
-    if kind != "extra_forbidden":
-        return _SENTENCES.get(kind, message[:1].lower() + message[1:])
-    owner = next((_KINDS[part] for part in reversed(loc[:-1]) if part in _KINDS and isinstance(part, str)), AgentSpec)
-    near = difflib.get_close_matches(str(loc[-1]), owner.model_fields, n=1)
-    return "unknown field" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,0 +1,100 @@
+"""Files that people write in YAML, read into frozen models; an error names file, line and field.
+
+`metier_agents.spec` reads agents with it, `metier_tools.tool_files` tools, profiles and servers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from metier_infra.errors import BadSpec
+
+Loc: TypeAlias = "Sequence[int | str]"
+
+
+class Declared(BaseModel):
+    """A frozen value that a person writes: unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+D = TypeVar("D", bound=Declared)
+
+
+def load(
+    path: Path,
+    kind: type[D],
+    *,
+    parts: Mapping[str, type[Declared]] | None = None,
+    sentences: Mapping[str, str] | None = None,
+) -> D:
+    """What one file declares.
+
+    Args:
+        path: the file.
+        kind: what it declares.
+        parts: the models inside, by the field or tag that leads to them: to name the field that was meant.
+        sentences: pydantic's error types in words of this kind of file.
+
+    Raises:
+        BadSpec: with file, line and field.
+    """
+    root, data = _read(path)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        line, field = _place(root, first["loc"])
+        where = f"{path}:{line}: {field}: " if field else f"{path}:{line}: "
+        if first["type"] == "extra_forbidden":
+            raise BadSpec(where + _unknown(first["loc"], {"": kind, **(parts or {})})) from error
+        said = (sentences or {}).get(first["type"], _SENTENCES.get(first["type"], first["msg"]))
+        raise BadSpec(where + said[:1].lower() + said[1:]) from error
+
+
+def _read(path: Path) -> tuple[yaml.Node | None, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise BadSpec(f"{path}:{line}: not YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise BadSpec(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _place(root: yaml.Node | None, loc: Loc) -> tuple[int, str]:
+    """Line (from 1) and dotted name of the field at `loc`; a union's tag in `loc` names no field and is left out."""
+    node, line, names = root, 1, list[str]()
+    for depth, part in enumerate(loc):
+        child = _child(node, part)
+        if child is not None:
+            line, node = child
+        if child is not None or depth == len(loc) - 1:
+            names.append(str(part))
+    return line, ".".join(names)
+
+
+def _child(node: yaml.Node | None, part: int | str) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+        items: list[yaml.Node] = node.value
+        return items[part].start_mark.line + 1, items[part]
+    if isinstance(node, yaml.MappingNode):
+        pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
+        return next(((key.start_mark.line + 1, value) for key, value in pairs if key.value == part), None)
+    return None
+
+
+_SENTENCES = {"missing": "this field is missing"}
+
+
+def _unknown(loc: Loc, parts: Mapping[str, type[Declared]]) -> str:
+    owner = next((parts[part] for part in reversed(loc[:-1]) if isinstance(part, str) and part in parts), parts[""])
+    near = difflib.get_close_matches(str(loc[-1]), owner.model_fields, n=1)
+    return "unknown field" + (f"; did you mean {near[0]}?" if near else "")
