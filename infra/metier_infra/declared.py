@@ -49,7 +49,10 @@ def load(
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        found = error.errors(include_url=False)
+        first = next(
+            (one for one in found if one["type"] == "extra_forbidden"), found[0]
+        )  # a misspelt field is also a missing one
         line, field = _place(root, first["loc"])
         where = f"{path}:{line}: {field}: " if field else f"{path}:{line}: "
         if first["type"] == "extra_forbidden":

@@ -25,6 +25,8 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── LimitReached        a declared limit (turns, tool calls, cost) stopped the work
     │   ├── ModelFailed         the model refused the request, or gave nothing usable
     │   ├── GrantRefused        a tool call without a valid grant
+    │   ├── MissingBlob         a claim check whose bytes are gone
+    │   ├── ToolCancelled       a tool call that its caller gave up
     │   └── TooLarge            more than an event or a broker takes
     ├── AskOperator         a person must act first; commands end with this sentence
     │   ├── BadSettings
@@ -32,6 +34,7 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── UnknownAgent        no agent of this name is declared
     │   ├── MissingRun          no run of this id is in the journal
     │   ├── MissingPackage      an extra that is not installed
+    │   ├── ServerBroken        an MCP server that does not start, or does not speak the protocol
     │   ├── MissingService      no broker, database or engine where the settings say
     │   └── SchemaBehind        the journal's schema is older than the code
     └── FencedOff           another process owns the run now: stop quietly, write nothing
@@ -143,6 +146,14 @@ class GrantRefused(FailRun):
     """A tool call whose grant is forged, expired, or for other arguments."""
 
 
+class MissingBlob(FailRun):
+    """The bytes of a claim check are not in the store, or not what they were."""
+
+
+class ToolCancelled(FailRun):
+    """Whoever made the tool call gave it up: its container was ended."""
+
+
 class TooLarge(FailRun):
     """More than an event may carry, or than the broker takes: trying again cannot help."""
 
@@ -173,6 +184,10 @@ class MissingPackage(AskOperator):
 
 class MissingService(AskOperator):
     """A broker, database, engine or image that is not where the settings say."""
+
+
+class ServerBroken(AskOperator):
+    """An MCP server does not start, does not speak the protocol, or says more than it may."""
 
 
 class SchemaBehind(AskOperator):

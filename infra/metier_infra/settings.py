@@ -80,8 +80,29 @@ class SandboxSettings(BaseSettings):
     idle_s: float = Field(
         20.0, gt=0, description="a run's container that served no call for this long is ended; seconds"
     )
+    cgroup_parent: str | None = Field(
+        None, description="the cgroup under which all sandboxes together are limited; none: the engine's default"
+    )
     runtime: str | None = Field(
         None, description="an OCI runtime by its name in the engine, such as runsc; none: the engine's default"
+    )
+
+
+class ToolSettings(BaseSettings):
+    """Which tools there are, and what they may need."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_TOOL_")
+
+    files: Path | None = Field(None, description="folder of tool files; none: only the tools that ship")
+    modules: str = Field("", description="Python modules that declare tools with `@tool`, comma-separated")
+    secrets: Path | None = Field(
+        None, description="folder with a file for each secret that tools may name; read by tool runners only"
+    )
+    kinds: str = Field(
+        "code,command,mcp,function", description="kinds of tools that this tool runner serves, comma-separated"
+    )
+    blobs: Path = Field(
+        Path(".metier/blobs"), description="folder for files too large to travel inside a result; shared by roles"
     )
 
 
@@ -107,7 +128,14 @@ class RoleSettings(BaseSettings):
     agents: Path | None = Field(None, description="folder of agent files; none: the three that ship as examples")
 
 
-SETTINGS: tuple[type[BaseSettings], ...] = (KafkaSettings, JournalSettings, LaneSettings, SandboxSettings, RoleSettings)
+SETTINGS: tuple[type[BaseSettings], ...] = (
+    KafkaSettings,
+    JournalSettings,
+    LaneSettings,
+    SandboxSettings,
+    ToolSettings,
+    RoleSettings,
+)
 S = TypeVar("S", bound=BaseSettings)
 
 

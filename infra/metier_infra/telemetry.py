@@ -102,6 +102,11 @@ def messaging(topic: str, operation: Literal["send", "process"]) -> dict[str, Va
     }
 
 
+EGRESS = "sandbox.egress"
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
+EGRESS_VERDICT = "metier.egress.verdict"
+EGRESS_BYTES = "metier.egress.bytes"
 SANDBOX_LEASE = "sandbox.lease"
 SANDBOX_EXEC = "sandbox.exec"
 
@@ -115,6 +120,10 @@ class Span:
     def set(self, attributes: Mapping[str, Value | None]) -> None:
         """Add attributes; those that are None are left out."""
         self._inner.set_attributes({name: value for name, value in attributes.items() if value is not None})
+
+    def event(self, name: str, attributes: Mapping[str, Value]) -> None:
+        """Add something that happened within."""
+        self._inner.add_event(name, attributes)
 
     def fail(self, kind: str, message: str = "") -> None:
         """Mark the span failed with an `error.type`."""
