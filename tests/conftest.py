@@ -5,16 +5,21 @@ Kafka and Postgres are real, where the environment says (`make test` starts them
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
+import subprocess
+import tarfile
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import psycopg
 import pytest
 from kafka.admin import KafkaAdminClient
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from packaging.requirements import Requirement
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -126,3 +131,53 @@ def spans() -> Iterator[InMemorySpanExporter]:
     telemetry.start("tests", "one", exporter)
     yield exporter
     telemetry.stop()
+
+
+def _with_what_it_needs(wanted: Requirement, found: dict[str, Distribution]) -> None:
+    one = distribution(wanted.name)
+    if one.name not in found:
+        found[one.name] = one
+        for needed in map(Requirement, one.requires or ()):
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in ("", *wanted.extras)):
+                _with_what_it_needs(needed, found)
+
+
+def _image(lines: str, files: Mapping[str, Path]) -> str:
+    """An image of the sandbox image and more, by the classic builder: it needs no registry and no network."""
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as archive:
+        text = f"FROM {_service('METIER_SANDBOX_IMAGE')}\n{lines}\nUSER 65534:65534\n".encode()
+        head = tarfile.TarInfo("Dockerfile")
+        head.size = len(text)
+        archive.addfile(head, io.BytesIO(text))
+        for place, path in files.items():
+            archive.add(path, place, recursive=False)
+    tag = f"metier-test:{secrets.token_hex(6)}"
+    words = ["docker", "build", "--quiet", "--network", "none", "--tag", tag, "-"]
+    classic = os.environ | {"DOCKER_BUILDKIT": "0"}
+    subprocess.run(words, input=context.getvalue(), check=True, capture_output=True, env=classic)
+    return tag
+
+
+@pytest.fixture(scope="session")
+def mcp_image() -> Iterator[str]:
+    """The sandbox image with the MCP SDK in `/opt/site`: this environment's own files of it."""
+    found: dict[str, Distribution] = {}
+    _with_what_it_needs(Requirement("mcp"), found)
+    files = {
+        f"site/{file}": Path(str(one.locate_file(file)))
+        for one in found.values()
+        for file in one.files or ()
+        if ".." not in file.parts and "__pycache__" not in file.parts
+    }
+    tag = _image("COPY site /opt/site", {place: path for place, path in files.items() if path.is_file()})
+    yield tag
+    subprocess.run(["docker", "rmi", "--force", tag], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def bare_image() -> Iterator[str]:
+    """The sandbox image without any Python."""
+    tag = _image("USER 0\nRUN rm -f /usr/bin/python*", {})
+    yield tag
+    subprocess.run(["docker", "rmi", "--force", tag], check=True, capture_output=True)

@@ -15,29 +15,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metier_tools import pid1
 from metier_tools.conversation import Conversation, Output, Said, verdict
-from metier_tools.limits import Profile
-from metier_tools.protocol import Chunk, Demux, End, Forged, Frame, Frames, Pong
+from metier_tools.inside import pid1, reset, wire
+from metier_tools.profile import Profile
+from metier_tools.protocol import Chunk, Demux, End, Forged, Frame, Frames, LeftOut, Pong, Taken
 from metier_tools.sandbox import Outcome, Request
 
-chunks = st.builds(Chunk, st.sampled_from([pid1.OUT, pid1.ERR]), st.binary(min_size=1, max_size=300))
+chunks = st.builds(Chunk, st.sampled_from([wire.OUT, wire.ERR]), st.binary(min_size=1, max_size=300))
 seconds = st.floats(0, 1e6, width=32)
 ends = st.builds(
-    End, st.integers(-64, 255), st.booleans(), st.integers(0, 7), st.integers(0, 255), seconds, seconds, st.integers(0, 2**32 - 1)
+    End, st.integers(-64, 255), st.integers(0, 2), st.integers(0, 7), st.integers(0, 255), seconds, seconds, st.integers(0, 2**32 - 1)
 )  # fmt: skip
-frames_sent = st.lists(st.one_of(st.just(Pong()), chunks, ends), max_size=8)
+taken = st.builds(Taken, st.integers(0, 65535), st.binary(max_size=300))
+left_out = st.builds(LeftOut, st.integers(0, 65535), st.sampled_from([wire.ABSENT, wire.IRREGULAR, wire.TOO_LARGE]))
+frames_sent = st.lists(st.one_of(st.just(Pong()), chunks, taken, left_out, ends), max_size=8)
 
 
 def encoded(frame: Frame) -> bytes:
     match frame:
         case Pong():
-            return pid1.FRAME.pack(pid1.PONG, 0)
+            return wire.FRAME.pack(wire.PONG, 0)
         case Chunk(stream, data):
-            return pid1.FRAME.pack(stream, len(data)) + data
+            return wire.FRAME.pack(stream, len(data)) + data
+        case Taken(number, data):
+            return wire.FRAME.pack(wire.TAKEN, 2 + len(data)) + wire.NAME.pack(number) + data
+        case LeftOut(number, reason):
+            return wire.FRAME.pack(reason, 2) + wire.NAME.pack(number)
         case End():
-            body = pid1.END.pack(*vars(frame).values())
-            return pid1.FRAME.pack(pid1.DONE, len(body)) + body
+            body = wire.END.pack(*vars(frame).values())
+            return wire.FRAME.pack(wire.DONE, len(body)) + body
 
 
 def muxed(data: bytes, stream: int = 1, size: int = 7) -> bytes:
@@ -67,25 +73,25 @@ def test_any_bytes_are_frames_or_a_forgery(parts: list[bytes]) -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        (pid1.OUT, pid1.CHUNK + 1),
-        (pid1.OUT, 0),
-        (pid1.PONG, 1),
-        (pid1.DONE, pid1.END.size + 1),
+        (wire.OUT, wire.CHUNK + 1),
+        (wire.OUT, 0),
+        (wire.PONG, 1),
+        (wire.DONE, wire.END.size + 1),
         (7, 1),
         (255, 2**32 - 1),
     ],
 )
 def test_a_head_that_pid1_would_not_send_is_forged_before_its_body_comes(head: tuple[int, int]) -> None:
     with pytest.raises(Forged):
-        Frames().feed(pid1.FRAME.pack(*head))
+        Frames().feed(wire.FRAME.pack(*head))
 
 
 @pytest.mark.parametrize(
-    "end", [(999, 0, 0, 0, 1, 1, 1), (0, 2, 0, 0, 1, 1, 1), (0, 0, 8, 0, 1, 1, 1), (0, 0, 0, 0, float("nan"), 1, 1)]
+    "end", [(999, 0, 0, 0, 1, 1, 1), (0, 3, 0, 0, 1, 1, 1), (0, 0, 8, 0, 1, 1, 1), (0, 0, 0, 0, float("nan"), 1, 1)]
 )
 def test_an_end_that_cannot_be_is_forged(end: tuple[float, ...]) -> None:
     with pytest.raises(Forged):
-        Frames().feed(pid1.FRAME.pack(pid1.DONE, pid1.END.size) + pid1.END.pack(*end))
+        Frames().feed(wire.FRAME.pack(wire.DONE, wire.END.size) + wire.END.pack(*end))
 
 
 DONE = encoded(End(0, False, 0, 0, 0.1, 0.1, 1))
@@ -120,7 +126,7 @@ def run(say: Callable[[socket.socket], None], timeout_s: float = 1.0) -> tuple[O
 
 
 def test_an_honest_peer_is_believed() -> None:
-    outcome, broken = run(saying(encoded(Chunk(pid1.OUT, b"hi\xff\0")), encoded(Chunk(pid1.ERR, b"oh")), DONE))
+    outcome, broken = run(saying(encoded(Chunk(wire.OUT, b"hi\xff\0")), encoded(Chunk(wire.ERR, b"oh")), DONE))
     assert (outcome.status, outcome.stdout, outcome.stderr, outcome.truncated, broken) == (
         "ok",
         "hi��",
@@ -131,12 +137,12 @@ def test_an_honest_peer_is_believed() -> None:
 
 
 def test_output_beyond_what_is_kept_is_cut_and_said() -> None:
-    outcome, broken = run(saying(encoded(Chunk(pid1.OUT, b"0123456789abc")), DONE))
+    outcome, broken = run(saying(encoded(Chunk(wire.OUT, b"0123456789abc")), DONE))
     assert (outcome.status, outcome.stdout, outcome.truncated, broken) == ("ok", "0123456789", True, False)
 
 
-def test_a_flood_ends_the_container() -> None:
-    outcome, broken = run(saying(*[encoded(Chunk(pid1.OUT, b"x" * 400))] * 3, DONE))
+def test_a_container_that_lets_a_flood_through_is_ended() -> None:
+    outcome, broken = run(saying(*[encoded(Chunk(wire.OUT, b"x" * wire.CHUNK))] * 5, DONE))
     assert (outcome.status, outcome.truncated, broken) == ("output_cut", True, True)
 
 
@@ -146,9 +152,9 @@ def test_a_flood_ends_the_container() -> None:
         b"\xff" * 50,
         encoded(Pong()) + DONE,
         DONE + DONE,
-        DONE + encoded(Chunk(pid1.OUT, b"more")),
-        pid1.FRAME.pack(pid1.OUT, 2**31),
-        pid1.FRAME.pack(pid1.DONE, 3) + b"abc",
+        DONE + encoded(Chunk(wire.OUT, b"more")),
+        wire.FRAME.pack(wire.OUT, 2**31),
+        wire.FRAME.pack(wire.DONE, 3) + b"abc",
     ],
     ids=["noise", "pong", "two ends", "after the end", "endless", "short end"],
 )
@@ -195,6 +201,7 @@ def test_a_line_is_alive_while_it_is_open_and_silent() -> None:
         (End(-9, False, 0, 1, 1, 1, 1), "oom"),
         (End(1, False, 0, 2, 1, 1, 1), "oom"),
         (End(-9, True, 0, 0, 1, 1, 1), "timeout"),
+        (End(-9, 2, 0, 0, 1, 1, 1), "output_cut"),
         (End(-9, True, 0, 1, 1, 1, 1), "timeout"),
         (End(-11, False, 0, 0, 1, 1, 1), "error"),
     ],
@@ -203,11 +210,22 @@ def test_one_word_for_each_end(end: End, said: str) -> None:
     assert verdict(Said(end)) == said
 
 
+def test_files_that_nobody_wanted_or_that_are_too_large_are_forged() -> None:
+    output = Output(keep=10, flood=10, take=("a", "b"), most=3)
+    for piece in (Taken(1, b""), Taken(1, b"xy"), LeftOut(0, wire.ABSENT)):
+        output.keep(piece)
+    assert (output.files, output.left_out) == ({"b": b"xy"}, {"a": "it is not there, or its path leads over a link"})
+    with pytest.raises(Forged, match="nobody wanted"):
+        output.keep(Taken(2, b""))
+    with pytest.raises(Forged, match="more of files than was allowed"):
+        output.keep(Taken(0, b"zz"))
+
+
 def test_output_keeps_the_first_bytes_of_each_stream() -> None:
     output = Output(keep=3, flood=100)
-    for stream, data in ((pid1.OUT, b"ab"), (pid1.ERR, b"xy"), (pid1.OUT, b"cd"), (pid1.OUT, b"ef")):
+    for stream, data in ((wire.OUT, b"ab"), (wire.ERR, b"xy"), (wire.OUT, b"cd"), (wire.OUT, b"ef")):
         output.add(Chunk(stream, data))
-    assert (output.text(pid1.OUT), output.text(pid1.ERR), output.truncated) == ("abc", "xy", True)
+    assert (output.text(wire.OUT), output.text(wire.ERR), output.truncated) == ("abc", "xy", True)
 
 
 def test_pid1_wipes_a_hostile_tree_and_follows_no_link(tmp_path: Path) -> None:
@@ -220,7 +238,7 @@ def test_pid1_wipes_a_hostile_tree_and_follows_no_link(tmp_path: Path) -> None:
     (top / "-rf").write_text("")
     (top / "a" / "b" / "locked").mkdir(mode=0)
     os.mkfifo(top / "fifo")
-    pid1.wipe(str(top))
+    reset.wipe(str(top))
     assert list(top.iterdir()) == []
     assert (outside / "kept").read_text() == "kept"
 
@@ -234,9 +252,9 @@ def test_pid1_gives_up_on_a_tree_that_is_too_deep(tmp_path: Path) -> None:
         here = deeper
     os.close(here)
     with pytest.raises(OSError, match="too deep"):
-        pid1.wipe(str(tmp_path))
+        reset.wipe(str(tmp_path))
 
 
 def test_pid1_refuses_to_run_as_anyone_else() -> None:
     with pytest.raises(SystemExit, match="must be PID 1"):
-        pid1.serve()
+        pid1.serve([])

@@ -9,21 +9,24 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
-from metier_tools import pid1
-from metier_tools.limits import Profile
-from metier_tools.protocol import Chunk, Demux, End, Forged, Frame, Frames, Pong, ask
+from metier_tools.inside import wire
+from metier_tools.profile import Profile
+from metier_tools.protocol import Chunk, Demux, End, Forged, Frame, Frames, LeftOut, Pong, Taken, ask, ping
 from metier_tools.sandbox import Outcome, Request, Verdict
+from metier_tools.tool import ToolSpec
 
 log = structlog.get_logger()
 
 GRACE_S = 1.5
 """What the end of a call may take beyond its time: killing, wiping, telling. Seconds."""
-_KINDS = {"python": pid1.PYTHON, "shell": pid1.SHELL}
+SLACK = 4 * wire.CHUNK
+"""What may still come of a program that PID 1 stopped because it wrote too much; bytes. More than that, and the container is a liar."""
 _READ = 65536
 
 
@@ -32,11 +35,14 @@ class Flood(Exception):
 
 
 class Output:
-    """What a program wrote, as far as it is kept."""
+    """What a program wrote, as far as it is kept, and the files that were taken."""
 
-    def __init__(self, keep: int, flood: int) -> None:
+    def __init__(self, keep: int, flood: int, *, take: Sequence[str] = (), most: int = 0) -> None:
         self._keep, self._flood = keep, flood
-        self._kept = {pid1.OUT: bytearray(), pid1.ERR: bytearray()}
+        self._take, self._room = take, most
+        self._files: dict[str, bytearray] = {}
+        self.left_out: dict[str, str] = {}
+        self._kept = {wire.OUT: bytearray(), wire.ERR: bytearray()}
         self._written = 0
         self.truncated = False
 
@@ -50,9 +56,35 @@ class Output:
         if self._written > self._flood:
             raise Flood
 
+    def keep(self, frame: Taken | LeftOut) -> None:
+        """Keep a piece of a file. Raises `Forged` for what nobody wanted, or more than was allowed."""
+        if frame.number >= len(self._take):
+            raise Forged("a file that nobody wanted")
+        name = self._take[frame.number]
+        if isinstance(frame, LeftOut):
+            self.left_out[name] = _REASONS[frame.reason]
+            return
+        self._room -= len(frame.data)
+        if self._room < 0:
+            raise Forged("more of files than was allowed")
+        kept = self._files.setdefault(name, bytearray())
+        kept += frame.data
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files that were taken, whole."""
+        return {name: bytes(data) for name, data in self._files.items()}
+
     def text(self, stream: int) -> str:
         """A stream as text that any store can hold: bytes that are not UTF-8, and NUL, become U+FFFD."""
         return self._kept[stream].decode("utf-8", "replace").replace("\0", "\ufffd")
+
+
+_REASONS = {
+    wire.ABSENT: "it is not there, or its path leads over a link",
+    wire.IRREGULAR: "it is not a regular file",
+    wire.TOO_LARGE: "it is too large",
+}
 
 
 @dataclass(frozen=True)
@@ -77,12 +109,15 @@ class Conversation:
         """Whether PID 1 answers in time."""
         until = time.monotonic() + within_s
         try:
-            self._send(ask(pid1.PING), until)
+            self._send(ping(), until)
             while not (frames := self._receive(until)):
                 pass
         except (OSError, EOFError, Forged):
             return False
         return frames == [Pong()]
+
+    definitions: tuple[ToolSpec, ...] = ()
+    """See `Line.definitions`."""
 
     def alive(self) -> bool:
         """Whether the line is open and silent, as it must be between calls."""
@@ -102,11 +137,13 @@ class Conversation:
     def run(self, request: Request) -> Outcome:
         """Run one program to its end."""
         began = time.monotonic()
-        timeout_s = min(request.timeout_s, self._profile.longest_s)
-        output = Output(self._profile.keep_bytes, self._profile.flood_bytes)
+        timeout_s = min(request.timeout_s, self._profile.longest_s) if request.timeout_s > 0 else 0.0
+        most = self._profile.take_bytes
+        output = Output(self._profile.keep_bytes, self._profile.flood_bytes + SLACK, take=request.take, most=most)
         with self._in_use:
+            was_broken, self.broken = self.broken, True  # and so it stays if anything is raised in the middle
             said = self._speak(request, timeout_s, output)
-            self.broken = self.broken or said.end is None or said.end.dirty > 0
+            self.broken = was_broken or said.end is None or said.end.dirty > 0
         if self.broken:
             log.info("container spoilt", action="drop", reason=said.broken, dirty=said.end.dirty if said.end else None)
         return outcome(said, output, 1000 * (time.monotonic() - began))
@@ -114,7 +151,10 @@ class Conversation:
     def _speak(self, request: Request, timeout_s: float, output: Output) -> Said:
         until = time.monotonic() + timeout_s + GRACE_S
         try:
-            self._send(ask(_KINDS[request.language], timeout_s, request.source.encode()), until)
+            with suppress(BrokenPipeError, ConnectionResetError):  # PID 1 may have said why before it ended
+                self._send(
+                    ask(request, timeout_s, flood=self._profile.flood_bytes, most=self._profile.take_bytes), until
+                )
             while (end := _take(self._receive(until), output)) is None:
                 pass
         except TimeoutError:
@@ -156,6 +196,8 @@ def _take(frames: list[Frame], output: Output) -> End | None:
     for position, frame in enumerate(frames, 1):
         if isinstance(frame, Chunk):
             output.add(frame)
+        elif isinstance(frame, Taken | LeftOut):
+            output.keep(frame)
         elif isinstance(frame, End) and position == len(frames):
             return frame
         else:
@@ -166,7 +208,16 @@ def _take(frames: list[Frame], output: Output) -> End | None:
 def outcome(said: Said, output: Output, wall_ms: float) -> Outcome:
     """What a caller is told."""
     status, code = verdict(said), said.end.code if said.end else None
-    return Outcome(status, code, output.text(pid1.OUT), output.text(pid1.ERR), output.truncated, round(wall_ms, 3))
+    return Outcome(
+        status,
+        code,
+        output.text(wire.OUT),
+        output.text(wire.ERR),
+        output.truncated or status == "output_cut",
+        round(wall_ms, 3),
+        output.files,
+        output.left_out,
+    )
 
 
 def verdict(said: Said) -> Verdict:
@@ -174,8 +225,8 @@ def verdict(said: Said) -> Verdict:
     end = said.end
     if end is None:
         return said.broken or "died"
-    if end.timed_out:
-        return "timeout"
+    if end.stopped:
+        return "timeout" if end.stopped == wire.TIME else "output_cut"
     if end.code == 0:
         return "ok"
     return "oom" if end.oom_kills else "error"

@@ -1,4 +1,4 @@
-"""What a sandbox may use, as plain data, and the container options that enforce it.
+"""The container options that enforce a profile.
 
 Pure: `docker_sandbox` sends what `container` returns, `selftest` compares it with what a container really sees.
 """
@@ -6,55 +6,78 @@ Pure: `docker_sandbox` sends what `container` returns, `selftest` compares it wi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 from pydantic import JsonValue
 
-KIB, MIB = 1024, 1024 * 1024
+from metier_tools.inside import wire
+from metier_tools.profile import Profile
+
 NOBODY = 65534
 SCRATCH = str(PurePosixPath("/", "tmp"))
+PROXIES = tuple(
+    f"{name}=http://127.0.0.1:{wire.PORT}" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+)
+"""What programs go by where the network may be used."""
 ENVIRONMENT = ("PATH=/usr/local/bin:/usr/bin:/bin", f"HOME={SCRATCH}", "LANG=C.UTF-8")
 
 
+@cache
+def seccomp(*, network: bool = False) -> str:
+    """Our allow-list of system calls, as the engine takes it.
+
+    Internet sockets are unreachable, those of the container's own loopback device too: their buffers are the host's memory. With
+    `network` a program may have TCP over IPv4, by which it comes to the relay; nothing else leads anywhere.
+    """
+    rules = json.loads((Path(__file__).parent / "seccomp.json").read_text())
+    rules["syscalls"] += _TCP if network else [_unreachable(family) for family in (_AF_INET, _AF_INET6)]
+    return json.dumps(rules)
+
+
+_AF_INET, _AF_INET6, _SOCK_STREAM, _TYPE, _TCP_PROTOCOL, _ENETUNREACH = 2, 10, 1, 0xF, 6, 101
+
+
+def _unreachable(family: int) -> dict[str, JsonValue]:
+    args: list[JsonValue] = [{"index": 0, "value": family, "op": "SCMP_CMP_EQ"}]
+    return {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENETUNREACH, "args": args}
+
+
+_TCP = [
+    {
+        "names": ["socket"],
+        "action": "SCMP_ACT_ALLOW",
+        "args": [
+            {"index": 0, "value": _AF_INET, "op": "SCMP_CMP_EQ"},
+            {"index": 1, "value": _TYPE, "valueTwo": _SOCK_STREAM, "op": "SCMP_CMP_MASKED_EQ"},
+            {"index": 2, "value": protocol, "op": "SCMP_CMP_EQ"},
+        ],
+    }
+    for protocol in (0, _TCP_PROTOCOL)
+]
+
+
 @dataclass(frozen=True)
-class Profile:
-    """The limits of one container.
+class Place:
+    """Where a container runs, beside its profile: operators' choices, and what this one call needs.
 
     Attributes:
-        cpus: processor time, in processors.
-        memory_bytes: memory, files in the scratch folder included; there is no swap beyond it.
-        pids: processes and threads.
-        tmp_bytes: size of the scratch folder, the only place that can be written.
-        tmp_inodes: files and folders in it.
-        file_bytes: size of one file.
-        open_files: open files of one process.
-        longest_s: no call may take longer, whatever it asks for; seconds.
-        keep_bytes: what is kept of each output stream of a call.
-        flood_bytes: a call that writes more than this in all is stopped.
+        runtime: an OCI runtime by its name in the engine; None: the engine's default.
+        cgroup_parent: the cgroup under which all sandboxes together are limited; None: the engine's default.
+        door: a socket of ours on this machine, which leads to the egress proxy.
+        stays: whether the container is kept when it has ended, for its exit code.
     """
 
-    cpus: float = 1.0
-    memory_bytes: int = 256 * MIB
-    pids: int = 64
-    tmp_bytes: int = 64 * MIB
-    tmp_inodes: int = 8192
-    file_bytes: int = 64 * MIB
-    open_files: int = 256
-    longest_s: float = 300.0
-    keep_bytes: int = 256 * KIB
-    flood_bytes: int = 8 * MIB
-
-
-@cache
-def seccomp() -> str:
-    """Our allow-list of system calls, as the engine takes it."""
-    return json.dumps(json.loads((Path(__file__).parent / "seccomp.json").read_text()))
+    runtime: str | None = None
+    cgroup_parent: str | None = None
+    door: str | None = None
+    stays: bool = False
 
 
 def container(
-    profile: Profile, image: str, command: list[str], labels: dict[str, str], runtime: str | None = None
+    profile: Profile, image: str, command: Sequence[str], labels: Mapping[str, str], place: Place | None = None
 ) -> dict[str, JsonValue]:
     """The engine's create request for a container that `profile` limits. Every isolation flag is on; none can be turned off."""
     return {
@@ -63,7 +86,7 @@ def container(
         "Entrypoint": [],
         "User": f"{NOBODY}:{NOBODY}",
         "WorkingDir": SCRATCH,
-        "Env": [*ENVIRONMENT],
+        "Env": [*ENVIRONMENT, *(PROXIES if profile.egress else ())],
         "Labels": {**labels},
         "NetworkDisabled": True,
         "OpenStdin": True,
@@ -74,14 +97,15 @@ def container(
         "Tty": False,
         "StopSignal": "SIGKILL",
         "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": host(profile, runtime),
+        "HostConfig": host(profile, place or Place()),
     }
 
 
-def host(profile: Profile, runtime: str | None = None) -> dict[str, JsonValue]:
+def host(profile: Profile, place: Place) -> dict[str, JsonValue]:
     """The part of the request that isolates and limits."""
     return {
-        **_walls(),
+        **_walls(profile),
+        "AutoRemove": not place.stays,
         "Tmpfs": {SCRATCH: _tmpfs(profile)},
         "PidsLimit": profile.pids,
         "Memory": profile.memory_bytes,
@@ -92,20 +116,21 @@ def host(profile: Profile, runtime: str | None = None) -> dict[str, JsonValue]:
             _ulimit("fsize", profile.file_bytes),
             _ulimit("core", 0),
         ],
-        **({"Runtime": runtime} if runtime else {}),
+        **({"Runtime": place.runtime} if place.runtime else {}),
+        **({"CgroupParent": place.cgroup_parent} if place.cgroup_parent else {}),
+        **({"Binds": [f"{place.door}:{wire.DOOR}:ro"]} if place.door else {}),
     }
 
 
-def _walls() -> dict[str, JsonValue]:
+def _walls(profile: Profile) -> dict[str, JsonValue]:
     return {
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges:true", f"seccomp={seccomp()}"],
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={seccomp(network=profile.egress is not None)}"],
         "Privileged": False,
         "IpcMode": "none",
         "LogConfig": {"Type": "none"},
-        "AutoRemove": True,
     }
 
 

@@ -1,7 +1,7 @@
 """Which container serves which lease: a warm pool, a limit, and the end of what is idle.
 
-`docker_sandbox` gives it the means to boot and to bury; it knows no engine. A container belongs to one lease for its whole life. The
-housekeeping thread boots ahead, ends what is idle, and buries what is dead.
+`docker_sandbox` gives it the means to boot and to bury; it knows no engine. A container belongs to one lease for its whole life; a lease has
+one of each kind that it needs. The housekeeping thread boots ahead, ends what is idle, and buries what is dead.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ class Poolable(Protocol):
 
 
 B = TypeVar("B", bound=Poolable)
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Lease(Generic[B]):
 def next_move(*, warm: int, alive: int, limit: int, idle: int, coming: int, seekers: int) -> Move:
     """How a lease without a container gets one.
 
-    `alive` counts all containers, those that boot or end included. `coming` will be free without our doing: they boot ahead, or end.
+    `alive` counts all containers, those that boot or end included. `idle` may be ended for it: leases that nobody uses now, and warm
+    containers of another kind. `coming` will be free without our doing: they boot ahead, or end.
     No more are evicted than there are leases that seek one.
     """
     if warm:
@@ -88,14 +90,19 @@ def to_boot(*, warm: int, booting: int, alive: int, seekers: int, sizes: Sizes) 
     return max(0, min(sizes.warm - warm - booting, sizes.limit - alive - seekers))
 
 
-class Pool(Generic[B]):
-    """Leases and their containers. `boot` and `bury` block, on the pool's own threads; `bury` must not raise."""
+class Pool(Generic[K, B]):
+    """Leases and their containers. `boot` and `bury` block, on the pool's own threads; `bury` must not raise.
 
-    def __init__(self, boot: Callable[[], B], bury: Callable[[B], None], sizes: Sizes, *, threads: int = 4) -> None:
-        self._boot, self._bury, self._sizes = boot, bury, sizes
+    Those that are kept warm are of the kind `plain`.
+    """
+
+    def __init__(
+        self, boot: Callable[[K], B], bury: Callable[[B], None], plain: K, sizes: Sizes, *, threads: int = 4
+    ) -> None:
+        self._boot, self._bury, self._plain, self._sizes = boot, bury, plain, sizes
         lock = threading.RLock()
         self._changed, self._chores = threading.Condition(lock), threading.Condition(lock)
-        self._leases: dict[str, Lease[B]] = {}
+        self._leases: dict[tuple[str, K], Lease[B]] = {}
         self._warm: deque[B] = deque()
         self._alive = self._booting = self._dying = self._seekers = self._failures = 0
         self._not_before = 0.0
@@ -108,16 +115,17 @@ class Pool(Generic[B]):
         self._keeper.start()
 
     @contextmanager
-    def hold(self, key: str, wait_s: float) -> Generator[Taken[B]]:
-        """A container of this lease for one call. Raises `LaneGone`, or what `boot` raises."""
-        began = time.monotonic()
+    def hold(self, name: str, wait_s: float, kind: K | None = None) -> Generator[Taken[B]]:
+        """A container of this lease and kind (None: the plain one) for one call. Raises `LaneGone`, or what `boot` raises."""
+        kind = self._plain if kind is None else kind
+        began, key = time.monotonic(), (name, kind)
         lease = self._enter(key, began + wait_s)
         try:
-            yield self._take(lease, began, wait_s)
+            yield self._take(lease, kind, began, wait_s)
         finally:
             self._leave(key, lease)
 
-    def _enter(self, key: str, until: float) -> Lease[B]:
+    def _enter(self, key: tuple[str, K], until: float) -> Lease[B]:
         """Wait until no other call is in the lease."""
         with self._changed:
             lease = self._leases.setdefault(key, Lease())
@@ -136,7 +144,7 @@ class Pool(Generic[B]):
         if self._closed:
             raise LaneGone("the sandbox is closed")
 
-    def _leave(self, key: str, lease: Lease[B]) -> None:
+    def _leave(self, key: tuple[str, K], lease: Lease[B]) -> None:
         with self._changed:
             lease.busy, lease.used = False, time.monotonic()
             if lease.box is not None and (self._closed or not lease.box.alive()):
@@ -144,31 +152,31 @@ class Pool(Generic[B]):
             self._forget(key, lease)
             self._changed.notify_all()
 
-    def _forget(self, key: str, lease: Lease[B]) -> None:
+    def _forget(self, key: tuple[str, K], lease: Lease[B]) -> None:
         if lease.box is None and not lease.busy and not lease.waiting and self._leases.get(key) is lease:
             del self._leases[key]
 
-    def _take(self, lease: Lease[B], began: float, wait_s: float) -> Taken[B]:
+    def _take(self, lease: Lease[B], kind: K, began: float, wait_s: float) -> Taken[B]:
         with self._changed:
             if lease.box is not None and not lease.box.alive():
                 self._end(lease)
             if lease.box is None:
-                lease.box = self._find(began + wait_s)
+                lease.box = self._find(kind, began + wait_s)
             waited = 1000 * (time.monotonic() - began)
             if lease.box is not None:
                 return Taken(lease.box, cold=False, wait_ms=waited, boot_ms=0.0)
-        box = self._booted()
+        box = self._booted(kind)
         with self._changed:
             lease.box = box
             if self._closed:
                 raise LaneGone("the sandbox is closed")
         return Taken(box, cold=True, wait_ms=waited, boot_ms=1000 * (time.monotonic() - began) - waited)
 
-    def _find(self, until: float) -> B | None:
+    def _find(self, kind: K, until: float) -> B | None:
         """A warm container, or None when there is leave to boot one; then it is counted already. The lock is held."""
         self._seekers += 1
         try:
-            while (move := self._move()) != "boot":
+            while (move := self._move(kind)) != "boot":
                 if move == "warm":
                     box = self._warm.popleft()
                     self._chores.notify_all()
@@ -178,35 +186,39 @@ class Pool(Generic[B]):
                 elif move == "evict":
                     self._evict()
                 else:
-                    self._await(lambda: self._move() != "wait", until)
+                    self._await(lambda: self._move(kind) != "wait", until)
             self._alive += 1
             return None
         finally:
             self._seekers -= 1
 
-    def _move(self) -> Move:
+    def _move(self, kind: K) -> Move:
+        fits = kind == self._plain
         return next_move(
-            warm=len(self._warm),
+            warm=len(self._warm) if fits else 0,
             alive=self._alive,
             limit=self._sizes.limit,
-            idle=len(self._idle()),
+            idle=len(self._idle()) + (0 if fits else len(self._warm)),
             coming=self._dying + self._booting,
             seekers=self._seekers,
         )
 
-    def _idle(self) -> list[tuple[str, Lease[B]]]:
+    def _idle(self) -> list[tuple[tuple[str, K], Lease[B]]]:
         return [(key, lease) for key, lease in self._leases.items() if lease.idle]
 
     def _evict(self) -> None:
-        """End the lease that was idle the longest. The lock is held."""
+        """End the lease that was idle the longest, or a warm container where all leases are in use. The lock is held."""
+        if not self._idle():
+            self._buried(self._warm.popleft())
+            return
         key, lease = min(self._idle(), key=lambda found: found[1].used)
         self._end(lease)
         self._forget(key, lease)
 
-    def _booted(self) -> B:
+    def _booted(self, kind: K) -> B:
         """A new container, already counted."""
         try:
-            return self._hands.submit(self._boot).result()
+            return self._hands.submit(self._boot, kind).result()
         except BaseException as error:
             with self._changed:
                 self._alive -= 1
@@ -235,15 +247,16 @@ class Pool(Generic[B]):
                 self._changed.notify_all()
                 self._chores.notify_all()
 
-    def release(self, key: str) -> None:
-        """End a lease once no call is in it."""
+    def release(self, name: str) -> None:
+        """End a lease, each of its containers once no call is in it."""
         with self._changed:
-            lease = self._leases.get(key)
-            if lease is None:
-                return
-            self._changed.wait_for(lambda: self._closed or not lease.busy)
-            self._end(lease)
-            self._forget(key, lease)
+            for key, lease in [found for found in self._leases.items() if found[0][0] == name]:
+                self._await_idle(lease)
+                self._end(lease)
+                self._forget(key, lease)
+
+    def _await_idle(self, lease: Lease[B]) -> None:
+        self._changed.wait_for(lambda: self._closed or not lease.busy)
 
     def _keep(self) -> None:
         """The housekeeping thread: sleeps until something changes or the next lease has been idle for too long."""
@@ -278,7 +291,7 @@ class Pool(Generic[B]):
     def _warm_up(self) -> None:
         box: B | None = None
         try:
-            box = self._boot()
+            box = self._boot(self._plain)
             self._failures = 0
         except MetierError as error:
             self._failed(error)

@@ -1,14 +1,18 @@
 """Does this engine enforce what we ask of it? Some take limits and ignore them.
 
-Pure: `docker_sandbox.check` runs `PROBE` in a container like any program, and `weaknesses` judges what it saw.
+`docker_sandbox` lends it a container: `findings` runs programs there that look at their walls, and two that run against them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ValidationError
 
-from metier_tools.limits import NOBODY, Profile
-from metier_tools.sandbox import Outcome
+from metier_tools.limits import NOBODY
+from metier_tools.profile import Profile
+from metier_tools.sandbox import Outcome, Request
 
 PROBE = """
 import ctypes, errno, json, os, socket
@@ -74,29 +78,74 @@ class Seen(BaseModel):
     swap: int
 
 
-def weaknesses(outcome: Outcome, profile: Profile) -> list[str]:
-    """The names of what is not enforced; empty when all is well."""
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a container must be held to, and whether this one is."""
+
+    name: str
+    holds: bool
+    seen: str
+
+
+def findings(run: Callable[[Request], Outcome], profile: Profile) -> list[Finding]:
+    """What a container of this profile proves of itself, by looking and by trying."""
+    looked = judged(run(Request("python", PROBE, 10.0)), profile)
+    if len(looked) < len(Seen.model_fields) // 2:
+        return looked
+    return [*looked, _pids(run, profile), _memory(run, profile)]
+
+
+def judged(outcome: Outcome, profile: Profile) -> list[Finding]:
+    """What the probe saw, against what the profile asks."""
     if outcome.status != "ok":
-        return [f"anything: the probe ended with {outcome.status}: {outcome.stderr.strip()[-300:]}"]
+        return [Finding("anything", False, f"the probe ended with {outcome.status}: {outcome.stderr.strip()[-300:]}")]
     try:
         seen = Seen.model_validate_json(outcome.stdout)
     except ValidationError:
-        return ["anything: the probe's answer cannot be read"]
-    return [name for name, holds in _checks(seen, profile).items() if not holds]
+        return [Finding("anything", False, "the probe's answer cannot be read")]
+    return [Finding(name, holds, what) for name, (holds, what) in _checks(seen, profile).items()]
 
 
-def _checks(seen: Seen, profile: Profile) -> dict[str, bool]:
+_FORKS = """
+import os, time
+count = 0
+try:
+    while count < %d:
+        if os.fork() == 0:
+            time.sleep(5)
+            os._exit(0)
+        count += 1
+except OSError:
+    pass
+print(count)
+"""
+
+
+def _pids(run: Callable[[Request], Outcome], profile: Profile) -> Finding:
+    outcome = run(Request("python", _FORKS % (profile.pids + 16), 10.0))
+    count = outcome.stdout.strip()
+    return Finding(
+        "pids limit, when tried", count.isdigit() and int(count) < profile.pids, f"{count} processes were had"
+    )
+
+
+def _memory(run: Callable[[Request], Outcome], profile: Profile) -> Finding:
+    outcome = run(Request("python", f"len(bytes({profile.memory_bytes}).hex())", 10.0))
+    return Finding("memory limit, when tried", outcome.status == "oom", f"the program ended with {outcome.status}")
+
+
+def _checks(seen: Seen, profile: Profile) -> dict[str, tuple[bool, str]]:
     return {
-        f"user {NOBODY}": (seen.uid, seen.gid) == (NOBODY, NOBODY),
-        "no capabilities": seen.capabilities == 0,
-        "no-new-privileges": seen.no_new_privileges == 1,
-        "seccomp filter": seen.seccomp == 2,
-        "system calls refused (io_uring)": seen.io_uring == _EPERM,
-        "socket families refused (vsock)": seen.vsock == _EPERM,
-        "read-only root": seen.read_only,
-        "scratch folder limited": {"noexec", "nosuid", "nodev"} <= set(seen.scratch),
-        "no network": not set(seen.interfaces) - {"lo"} and seen.connect == _ENETUNREACH,
-        "pids limit": seen.pids == profile.pids,
-        "memory limit": seen.memory == profile.memory_bytes,
-        "no swap": seen.swap in {0, profile.memory_bytes},
+        f"user {NOBODY}": ((seen.uid, seen.gid) == (NOBODY, NOBODY), f"{seen.uid}:{seen.gid}"),
+        "no capabilities": (seen.capabilities == 0, f"{seen.capabilities:#x}"),
+        "no-new-privileges": (seen.no_new_privileges == 1, f"{seen.no_new_privileges}"),
+        "seccomp filter": (seen.seccomp == 2, f"mode {seen.seccomp}"),
+        "system calls refused (io_uring)": (seen.io_uring == _EPERM, f"errno {seen.io_uring}"),
+        "socket families refused (vsock)": (seen.vsock == _EPERM, f"errno {seen.vsock}"),
+        "read-only root": (seen.read_only, "read-only" if seen.read_only else "writable"),
+        "scratch folder limited": ({"noexec", "nosuid", "nodev"} <= set(seen.scratch), ",".join(seen.scratch)),
+        "no network": (not set(seen.interfaces) - {"lo"} and seen.connect == _ENETUNREACH, f"errno {seen.connect}"),
+        "pids limit": (seen.pids == profile.pids, f"{seen.pids}"),
+        "memory limit": (seen.memory == profile.memory_bytes, f"{seen.memory}"),
+        "no swap": (seen.swap in {0, profile.memory_bytes}, f"{seen.swap}"),
     }

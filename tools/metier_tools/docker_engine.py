@@ -1,0 +1,214 @@
+"""Docker's API: the one module that names it. Its errors become ours, and what it answers is checked where it enters.
+
+`docker_sandbox` makes containers with it.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from typing import Literal, Protocol, TypeVar, cast
+
+from docker.api.client import APIClient
+from docker.errors import APIError, DockerException, NotFound
+from docker.utils.utils import kwargs_from_env
+from pydantic import BaseModel, Field, JsonValue, ValidationError
+from requests.exceptions import RequestException
+
+from metier_infra.errors import EngineGone, MissingService
+from metier_tools import owner
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+ENGINE_S = 15
+"""How long the engine may take for one request; seconds."""
+_ATTACH = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+
+
+class Vanished(Exception):
+    """The container is not there any more."""
+
+
+class _Stream(Protocol):
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class _Client(Protocol):
+    """What we use of docker-py. What it returns is the engine's word, and is checked where it enters."""
+
+    def ping(self) -> object: ...
+    def close(self) -> None: ...
+    def inspect_image(self, image: str, /) -> object: ...
+    def inspect_container(self, container: str, /) -> object: ...
+    def get_archive(self, container: str, path: str, /) -> tuple[Iterable[bytes], object]: ...
+    def create_container_from_config(self, config: dict[str, JsonValue], /) -> object: ...
+    def attach_socket(self, container: str, params: dict[str, int]) -> _Stream: ...
+    def start(self, container: str, /) -> None: ...
+    def wait(self, container: str, timeout: int, condition: Literal["removed"]) -> object: ...
+    def remove_container(self, container: str, v: bool, *, force: bool) -> None: ...
+    def version(self) -> object: ...
+    def exec_create(self, container: str, cmd: list[str]) -> object: ...
+    def exec_start(self, exec_id: str, /) -> bytes: ...
+    def exec_inspect(self, exec_id: str, /) -> object: ...
+    def containers(self, *, all: bool, filters: dict[str, str]) -> list[object]: ...
+
+
+class _Created(BaseModel):
+    id: str = Field(alias="Id", pattern=r"^[0-9a-f]{64}$")
+
+
+class Listed(BaseModel):
+    """One container as the engine lists it."""
+
+    id: str = Field(alias="Id", pattern=r"^[0-9a-f]{64}$")
+    labels: dict[str, str] = Field(alias="Labels")
+
+    @property
+    def owner(self) -> str:
+        """The process that it belongs to."""
+        return self.labels.get(owner.LABEL, "")
+
+    @property
+    def name(self) -> str:
+        """What its owner calls it."""
+        return self.labels.get(owner.BOX, "")
+
+
+class _Image(BaseModel):
+    id: str = Field(alias="Id", pattern=r"^sha256:[0-9a-f]{64}$")
+
+
+class Ended(BaseModel):
+    """How a container ended."""
+
+    exit_code: int = Field(alias="ExitCode")
+    out_of_memory: bool = Field(alias="OOMKilled")
+
+
+class _Inspected(BaseModel):
+    state: Ended = Field(alias="State")
+
+
+def _checked(kind: type[M], answer: object) -> M:
+    try:
+        return kind.model_validate(answer)
+    except ValidationError as error:
+        raise EngineGone(f"the container engine answers what cannot be read: {error.errors()[0]['msg']}") from error
+
+
+class Engine:
+    """The engine's API, with a client for each thread, as docker-py wants it; its errors become ours."""
+
+    def __init__(self, base_url: str | None) -> None:
+        self.base_url = base_url
+        self._local = threading.local()
+
+    def ask(self, work: Callable[[_Client], T]) -> T:
+        """Do one thing with the engine. Raises `EngineGone`, and `Vanished` for what is not there."""
+        try:
+            return work(self._client())
+        except NotFound as error:
+            raise Vanished(str(error.explanation or error)) from error
+        except APIError as error:
+            raise EngineGone(f"the container engine refused: {error.explanation or error}") from error
+        except (DockerException, RequestException, OSError) as error:
+            self._drop()
+            raise EngineGone(f"the container engine does not answer: {error}") from error
+
+    def _drop(self) -> None:
+        """Forget this thread's client: its connections may be dead."""
+        client: _Client | None = getattr(self._local, "client", None)
+        self._local.client = None
+        if client is not None:
+            client.close()
+
+    def _client(self) -> _Client:
+        client: _Client | None = getattr(self._local, "client", None)
+        if client is None:
+            client = self._local.client = self._connect()
+        return client
+
+    def _connect(self) -> _Client:
+        given = kwargs_from_env()
+        base_url = self.base_url or given.get("base_url")
+        tls = given.get("tls", False)
+        return cast("_Client", APIClient(base_url, version="auto", timeout=ENGINE_S, tls=tls, max_pool_size=4))
+
+    @property
+    def local(self) -> bool:
+        """Whether the engine runs on this machine, so that it can mount what lies here."""
+        base_url = self.base_url or str(kwargs_from_env().get("base_url") or "unix:")
+        return base_url.startswith(("unix:", "http+unix:"))
+
+    def answers(self) -> bool:
+        """Whether the engine is there."""
+        try:
+            return bool(self.ask(lambda client: client.ping()))
+        except EngineGone:
+            return False
+
+    def image_id(self, reference: str) -> str:
+        """The content id of an image. Raises `MissingService` when it is not there."""
+        try:
+            found = self.ask(lambda client: client.inspect_image(reference))
+        except Vanished as error:
+            raise MissingService(
+                f"the sandbox image {reference!r} is not in the container engine: pull or build it; the one that ships is built by `make up` and "
+                "named by METIER_SANDBOX_IMAGE, others by the profile's `image`"
+            ) from error
+        return _checked(_Image, found).id
+
+    def create(self, config: dict[str, JsonValue]) -> str:
+        """Create a container; its id. Raises `MissingService` when its image has gone."""
+        try:
+            made = self.ask(lambda client: client.create_container_from_config(config))
+        except Vanished as error:
+            raise MissingService(f"the sandbox image {config['Image']} has gone from the container engine") from error
+        return _checked(_Created, made).id
+
+    def holds(self, container: str, path: str) -> bool:
+        """Whether there is a file at this path in a container that need not run."""
+        try:
+            for _ in self.ask(lambda client: client.get_archive(container, path))[0]:
+                pass
+        except Vanished:
+            return False
+        return True
+
+    def attach(self, container: str) -> socket.socket:
+        """The container's standard streams, as a socket of our own. To be called before `start`, or its first words are lost."""
+        stream = self.ask(lambda client: client.attach_socket(container, params=_ATTACH))
+        with closing(stream):
+            return socket.fromfd(stream.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def start(self, container: str) -> None:
+        """Start it."""
+        self.ask(lambda client: client.start(container))
+
+    def await_gone(self, container: str, within_s: int) -> bool:
+        """Whether the container was removed in time."""
+        try:
+            self.ask(lambda client: client.wait(container, timeout=within_s, condition="removed"))
+        except Vanished:
+            return True
+        except EngineGone:
+            return False
+        return True
+
+    def ended(self, container: str) -> Ended:
+        """How a container ended that was kept."""
+        return _checked(_Inspected, self.ask(lambda client: client.inspect_container(container))).state
+
+    def remove(self, container: str) -> None:
+        """Kill and remove it; one that is gone, or going, is no error."""
+        with suppress(Vanished, EngineGone):
+            self.ask(lambda client: client.remove_container(container, True, force=True))
+
+    def sandboxes(self) -> list[Listed]:
+        """Every container that bears our label, whoever owns it."""
+        found = self.ask(lambda client: client.containers(all=True, filters={"label": owner.LABEL}))
+        return [_checked(Listed, one) for one in found]
