@@ -24,6 +24,7 @@ from metier_agents.turns import Message, ModelTurn, Note, System, ToolTurn, Tool
 from metier_infra.errors import BadSpec, ModelFailed
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult
+from metier_tools.toolbox import Tool
 
 PATH = Path(__file__).parent.parent / "workflows/metier/examples/data/zeroeval.jsonl.gz"
 QUERY = next(query for query in read_recordings(PATH).evaluation() if query.category == "code_reasoning")
@@ -87,7 +88,9 @@ async def test_a_tool_that_is_offered_can_be_called_and_its_result_read(make: Ma
     (use,) = turn.uses
     assert use.id
     assert use.problem is None
-    assert BUILTIN.check(use.tool, use.arguments) == PYTHON[0]
+    checked = BUILTIN.check(use.tool, use.arguments)
+    assert isinstance(checked, Tool)
+    assert checked.spec == PYTHON[0]
     result = ToolTurn(use_id=use.id, tool=use.tool, result=ToolResult(status="ok", stdout="1\n"))
     after = await ask(model, [*TASK, turn, result, Note(text="Answer now.")])
     assert (after.answer, after.uses) == ("1", ())

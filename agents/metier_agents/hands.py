@@ -50,7 +50,10 @@ class Hands:
             return Refusal(f"{use.tool!r} was not offered in this turn; answer without it")
         if use.problem:
             return Refusal(f"the arguments of {use.tool} cannot be read: {use.problem}")
-        return self.toolbox.check(use.tool, use.arguments) if allowed else Refusal("no tool call is left")
+        if not allowed:
+            return Refusal("no tool call is left")
+        found = self.toolbox.check(use.tool, use.arguments)
+        return found if isinstance(found, Refusal) else found.spec
 
     async def _use(
         self, call: Call, use: ToolUse, fits: ToolSpec | Refusal, tool_call_id: str, deadline: float
@@ -86,13 +89,22 @@ class Hands:
 
     async def _send(self, row: ToolCallRow, spec: ToolSpec, deadline: float, span: telemetry.Span) -> ToolResult:
         ends = min(deadline, time.time() + spec.timeout_s + QUEUE_S)
-        named = {"run_id": row.run_id, "call_id": row.call_id, "tool_call_id": row.tool_call_id, "tool": row.tool}
-        signed = grant.sign(self.key, **named, arguments=row.arguments, expires=ends)
+        signed = grant.sign(
+            self.key,
+            run_id=row.run_id,
+            call_id=row.call_id,
+            tool_call_id=row.tool_call_id,
+            tool=row.tool,
+            digest=spec.digest,
+            arguments=row.arguments,
+            expires=ends,
+        )
         made = ToolCall(
             tool_call_id=row.tool_call_id,
             run_id=row.run_id,
             call_id=row.call_id,
             tool=row.tool,
+            digest=spec.digest,
             arguments=row.arguments,
             deadline=ends,
             timeout_s=spec.timeout_s,

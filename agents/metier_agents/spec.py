@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -97,6 +97,15 @@ class AgentSpec(Declared):
 def with_model(spec: AgentSpec, model: str) -> AgentSpec:
     """The same agent on another model."""
     return AgentSpec.model_validate({**spec.model_dump(), "model": model})
+
+
+def without_tools(spec: AgentSpec, names: Collection[str]) -> AgentSpec:
+    """The same agent without these tools."""
+    return (
+        spec.model_copy(update={"tools": tuple(tool for tool in spec.tools if tool.name not in names)})
+        if names
+        else spec
+    )
 
 
 def load_agents(folder: Path) -> dict[str, AgentSpec]:

@@ -93,4 +93,11 @@ def observation(result: ToolResult) -> str:
     """What a model reads of a tool's result."""
     head = "" if result.ok else f"[{result.status}, exit code {result.exit_code}]\n"
     tail = "\n[stderr]\n" + result.stderr if result.stderr and not result.ok else ""
-    return head + result.stdout + ("\n[output cut]" if result.truncated else "") + tail
+    return head + result.stdout + ("\n[output cut]" if result.truncated else "") + tail + _files(result)
+
+
+def _files(result: ToolResult) -> str:
+    """Which files came of a call. Their content is not for the model: they are kept with the result."""
+    kept = [f"{path} ({file.size} bytes)" for path, file in result.files.items()]
+    left = [f"{path}: {why}" for path, why in result.left_out.items()]
+    return "".join(f"\n[{what}: {'; '.join(said)}]" for what, said in (("files", kept), ("not taken", left)) if said)

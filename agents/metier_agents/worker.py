@@ -18,7 +18,7 @@ import structlog
 from metier_agents.hands import Hands
 from metier_agents.loop import Loop
 from metier_agents.model import Model
-from metier_agents.spec import AgentSpec
+from metier_agents.spec import AgentSpec, without_tools
 from metier_agents.turns import spent
 from metier_infra import service, telemetry
 from metier_infra.bus import Bus, Consumption
@@ -91,7 +91,7 @@ class AgentWorker:
         Raises:
             AskOperator: a model or a tool of an agent cannot be had.
         """
-        for spec in self._agents.values():
+        for spec in [*self._agents.values()]:
             self._equip(spec)
         await self._journal.calls.release(self._holder)
         serving = self._start_serving(stop, ready)
@@ -105,11 +105,21 @@ class AgentWorker:
         _raise_first([*serving, others[0]])
 
     def _equip(self, spec: AgentSpec) -> None:
-        """Open the agent's model, and make sure that its tools exist."""
-        for tool in spec.tools:
-            if tool.name not in self._hands.toolbox:
-                raise BadSpec(f"the agent {spec.name} names a tool {tool.name!r}, which does not exist")
+        """Open the agent's model, and make sure that its tools exist; those that are disabled it does not get."""
+        disabled = {tool.name: self._fitness(spec, tool.name) for tool in spec.tools}
+        for name, reason in disabled.items():
+            if reason:
+                log.warning("tool disabled", action="go_without", agent=spec.name, tool=name, reason=reason)
+        self._agents[spec.name] = without_tools(spec, {name for name, reason in disabled.items() if reason})
         self._models[spec.name] = self._open_model(spec)
+
+    def _fitness(self, spec: AgentSpec, tool: str) -> str:
+        if tool not in self._hands.toolbox:
+            raise BadSpec(
+                f"the agent {spec.name} names a tool {tool!r}, which does not exist; there are {', '.join(self._hands.toolbox.names)} "
+                "(the tools of an MCP server exist once they are approved: `metier tools approve`)"
+            )
+        return self._hands.toolbox.disabled(tool)
 
     def _start_serving(self, stop: asyncio.Event, ready: Callable[[], None]) -> list[asyncio.Task[None]]:
         waiting = set(self._agents)

@@ -1,6 +1,6 @@
 """The tools that ship: a Python program and a shell script, each in the run's sandbox.
 
-`compose` puts this toolbox into agents and runners.
+`tool_files` puts them into every toolbox.
 """
 
 from __future__ import annotations
@@ -9,17 +9,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from metier_tools.tool import Program
-from metier_tools.toolbox import Arguments, Toolbox, declare
-
-SCRIPT_BYTES = 120_000
-"""The kernel takes no longer single argument than 128 KiB, and a script is one."""
-
-
-def _fits(script: str) -> str:
-    if "\0" in script or len(script.encode()) > SCRIPT_BYTES:
-        raise ValueError(f"a script is at most {SCRIPT_BYTES} bytes, none of them NUL")
-    return script
+from metier_tools.command_line import fits_in_a_word
+from metier_tools.declare import Arguments, from_model
+from metier_tools.toolbox import Toolbox, Written
 
 
 class PythonArguments(Arguments):
@@ -33,23 +25,23 @@ class PythonArguments(Arguments):
 class ShellArguments(Arguments):
     """What `shell` takes."""
 
-    script: Annotated[str, AfterValidator(_fits)] = Field(
+    script: Annotated[str, AfterValidator(fits_in_a_word)] = Field(
         description="a POSIX sh script; only what it prints comes back", min_length=1
     )
 
 
 _FRESH = "No network, nothing can be installed, and nothing is kept from one call to the next: files go under /tmp."
 
-PYTHON = declare(
+PYTHON = from_model(
     "python",
     f"Run a Python 3 program with the standard library and return what it prints. {_FRESH}",
     PythonArguments,
-    runs=Program(language="python", argument="code"),
+    Written("python", "code"),
 )
-SHELL = declare(
+SHELL = from_model(
     "shell",
     f"Run a POSIX shell script with the usual small tools and return what it prints. {_FRESH}",
     ShellArguments,
-    runs=Program(language="shell", argument="script"),
+    Written("shell", "script"),
 )
 BUILTIN = Toolbox((PYTHON, SHELL))

@@ -5,11 +5,12 @@ Agents offer specs to models and make calls; lanes carry both words as JSON; the
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from metier_infra.messages import CallId, RunId, ToolCallId, Word
 
@@ -24,40 +25,53 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Program(Word):
-    """How a `code` tool runs: which argument holds the program, and what reads it."""
-
-    language: Language
-    argument: str
-
-
 class ToolSpec(Word):
-    """A tool as a model sees it, and how it runs. `timeout_s` is what one call may take unless the call says otherwise, in seconds."""
+    """A tool as a model sees it. `timeout_s` is what one call may take unless the call says otherwise, in seconds.
+
+    `also` is what else an MCP server says of its tool: the schema of what it returns, and hints, which nothing here relies on.
+    """
 
     name: str
     description: str
     parameters: dict[str, JsonValue]
     kind: Kind
-    runs: Program | None = None
     timeout_s: float = 10.0
+    also: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
 
     @property
     def digest(self) -> str:
         """What pins the tool: SHA-256 over all that a model is told of it, and its kind."""
-        return digest_of([self.name, self.description, self.parameters, self.kind])
+        return digest_of([self.name, self.description, self.parameters, self.kind, self.also])
+
+
+class FileRef(Word):
+    """A file that goes with a call or a result: small ones inside, in base64, large ones as a claim on the blob store by their SHA-256."""
+
+    sha256: str
+    size: int
+    inline: str | None = None
+
+    @classmethod
+    def holding(cls, data: bytes) -> FileRef:
+        """A file that travels inside."""
+        return cls(sha256=hashlib.sha256(data).hexdigest(), size=len(data), inline=base64.b64encode(data).decode())
 
 
 class ToolCall(Word):
     """One call. `deadline` is seconds since the epoch, `timeout_s` what the tool itself may take; `run_id` is the key of the sandbox lease.
 
-    `tool_call_id` is the idempotency key: the same call sent again is the same work.
+    `tool_call_id` is the idempotency key: the same call sent again is the same work. `digest` is that of the spec which the model was
+    shown. `files` are put into the scratch folder before the program starts, and `take` are read from there when it has ended.
     """
 
     tool_call_id: ToolCallId
     run_id: RunId
     call_id: CallId
     tool: str
+    digest: str
     arguments: dict[str, JsonValue]
+    files: dict[str, FileRef] = Field(default_factory=dict[str, FileRef])
+    take: tuple[str, ...] = ()
     deadline: float
     timeout_s: float
     grant: str
@@ -67,9 +81,10 @@ class ToolCall(Word):
 class ToolResult(Word):
     """What came of a call, good or bad, as a model may read it. Times are milliseconds.
 
-    `refused`: an unknown tool or arguments that do not fit; `stderr` says why. `died`: the sandbox ended under the call.
+    `refused`: an unknown or drifted tool, or arguments that do not fit; `stderr` says why. `died`: the sandbox ended under the call.
     `truncated`: more was written than is kept; `output_cut`: so much that the call was stopped. `container` is a short id or
-    empty, `image` a content digest, `cold` says that a container had to be booted for this call.
+    empty, `image` a content digest, `profile` the limits that held, `cold` says that a container had to be booted for this call.
+    `files` are those that were taken out, `left_out` says of each other one that was wanted why it was not.
     """
 
     status: Status
@@ -77,8 +92,11 @@ class ToolResult(Word):
     stdout: str = ""
     stderr: str = ""
     truncated: bool = False
+    files: dict[str, FileRef] = Field(default_factory=dict[str, FileRef])
+    left_out: dict[str, str] = Field(default_factory=dict[str, str])
     container: str = ""
     image: str = ""
+    profile: str = ""
     cold: bool = False
     wait_ms: float = 0.0
     boot_ms: float = 0.0

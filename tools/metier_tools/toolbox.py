@@ -1,23 +1,19 @@
-"""The tools that there are, by name, and whether a call's arguments fit.
+"""The tools that there are, by name, and whether a call may run.
 
-Agents take specs from it to offer them; the runner asks it what to run. Schemas are made from the argument models' types.
+Agents take specs from it to offer them; the runner asks it what to run. `declare` and `tool_files` make the tools, `pins` says which
+of them are approved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import JsonValue
 
 from metier_infra.errors import BadSpec
-from metier_tools.tool import Kind, Program, ToolSpec
-
-
-class Arguments(BaseModel):
-    """The base of a tool's arguments: unknown names are refused, nothing is converted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+from metier_tools.profile import STRICT, Profile
+from metier_tools.tool import Language, ToolSpec
 
 
 @dataclass(frozen=True)
@@ -28,37 +24,69 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Written:
+    """The model writes the program: it is the value of this argument."""
+
+    language: Language
+    argument: str
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The author wrote the program; it reads the arguments as one JSON object from standard input."""
+
+    language: Language
+    source: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program of the image. `{name}` in `argv` and `stdin` stands for an argument."""
+
+    argv: tuple[str, ...]
+    stdin: str = ""
+
+
+@dataclass(frozen=True)
+class ServerTool:
+    """A tool of an MCP server: its own name, and the command that starts the server."""
+
+    server: str
+    command: tuple[str, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """A trusted Python function, called in the runner's process with the checked arguments as keywords."""
+
+    call: Callable[..., object] = field(repr=False)
+
+
+Action = Written | Fixed | Command | ServerTool | Function
+
+
+@dataclass(frozen=True)
 class Tool:
-    """A spec with the model that its arguments must fit."""
+    """A spec, and what a call of it does.
+
+    Attributes:
+        spec: what a model is told.
+        action: what runs.
+        problem: why arguments do not fit; None when they do.
+        profile: the limits of the container.
+        secrets: names of the secrets that the call gets, as environment variables of its own.
+        take: files that are read from the scratch folder after each call.
+        disabled: why the tool may not be called now; empty when it may.
+    """
 
     spec: ToolSpec
-    arguments: type[Arguments]
-
-
-def declare(
-    name: str,
-    description: str,
-    arguments: type[Arguments],
-    *,
-    kind: Kind = "code",
-    runs: Program | None = None,
-    timeout_s: float = 10.0,
-) -> Tool:
-    """A tool whose JSON schema comes from its argument types. `timeout_s` is seconds."""
-    schema = schema_of(arguments)
-    spec = ToolSpec(name=name, description=description, parameters=schema, kind=kind, runs=runs, timeout_s=timeout_s)
-    return Tool(spec, arguments)
-
-
-def schema_of(arguments: type[Arguments]) -> dict[str, JsonValue]:
-    """The JSON schema of an argument model, without the titles and docstrings that pydantic takes from our own code."""
-    schema = arguments.model_json_schema()
-    fields: dict[str, JsonValue] = {name: _without(field, "title") for name, field in schema["properties"].items()}
-    return {**_without(schema, "title", "description"), "properties": fields}
-
-
-def _without(schema: Mapping[str, JsonValue], *names: str) -> dict[str, JsonValue]:
-    return {name: value for name, value in schema.items() if name not in names}
+    action: Action
+    problem: Callable[[Mapping[str, JsonValue]], str | None] = field(repr=False)
+    profile: Profile = STRICT
+    secrets: tuple[str, ...] = ()
+    take: tuple[str, ...] = ()
+    disabled: str = ""
 
 
 class Toolbox:
@@ -74,6 +102,9 @@ class Toolbox:
     def __contains__(self, name: str) -> bool:
         return name in self._tools
 
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self._tools.values())
+
     @property
     def names(self) -> tuple[str, ...]:
         """The tools' names, sorted."""
@@ -84,27 +115,25 @@ class Toolbox:
         tool = self._tools.get(name)
         return tool.spec if tool else None
 
+    def disabled(self, name: str) -> str:
+        """Why this tool may not be called now; empty when it may. Raises `BadSpec` for a name that is not here."""
+        return self._known(name).disabled
+
     def specs(self, names: Iterable[str]) -> tuple[ToolSpec, ...]:
-        """The specs of these tools, in this order. Raises `BadSpec` for a name that is not here."""
-        return tuple(self._known(name).spec for name in names)
+        """The specs of these tools, in this order, without those that are disabled. Raises `BadSpec` for a name that is not here."""
+        return tuple(tool.spec for tool in map(self._known, names) if not tool.disabled)
 
     def _known(self, name: str) -> Tool:
         if name not in self._tools:
             raise BadSpec(f"there is no tool {name!r}; there are {', '.join(self.names)}")
         return self._tools[name]
 
-    def check(self, name: str, arguments: Mapping[str, JsonValue]) -> ToolSpec | Refusal:
-        """The spec of the tool to run, or why these arguments cannot be run."""
+    def check(self, name: str, arguments: Mapping[str, JsonValue]) -> Tool | Refusal:
+        """The tool to run, or why this call cannot be run."""
         tool = self._tools.get(name)
         if tool is None:
             return Refusal(f"there is no tool {name!r}; there are {', '.join(self.names)}")
-        try:
-            tool.arguments.model_validate(arguments)
-        except ValidationError as error:
-            return Refusal(f"the arguments of {name} do not fit: {_reasons(error)}")
-        return tool.spec
-
-
-def _reasons(error: ValidationError) -> str:
-    found = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'arguments'}: {one['msg']}" for one in found[:3])
+        if tool.disabled:
+            return Refusal(f"the tool {name} is disabled: {tool.disabled}")
+        problem = tool.problem(arguments)
+        return Refusal(f"the arguments of {name} do not fit: {problem}") if problem else tool
