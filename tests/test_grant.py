@@ -7,10 +7,12 @@ import pytest
 from metier_infra.errors import GrantRefused
 from metier_infra.messages import CallId, RunId, ToolCallId
 from metier_tools import grant
-from metier_tools.tool import ToolCall
+from metier_tools.tool import FileRef, ToolCall
 
 KEY = b"the key that agents and runners share"
 NOW = 1_000_000.0
+FILE = FileRef(sha256="a1", size=3, inline="YWJj")
+OTHER = FileRef(sha256="b2", size=3, inline="YWJj")
 
 
 def signed(*, expires: float = NOW + 60, deadline: float = NOW + 30, key: bytes = KEY) -> ToolCall:
@@ -20,15 +22,21 @@ def signed(*, expires: float = NOW + 60, deadline: float = NOW + 30, key: bytes 
         call_id="call",
         tool_call_id="tool-call",
         tool="python",
+        digest="of the spec",
         arguments={"code": "print(1)", "n": [1, 2.5, None]},
         expires=expires,
+        files={"in.csv": FILE},
+        take=("out.csv", "log"),
     )
     return ToolCall(
         tool_call_id=ToolCallId("tool-call"),
         run_id=RunId("run"),
         call_id=CallId("call"),
         tool="python",
+        digest="of the spec",
         arguments={"n": [1, 2.5, None], "code": "print(1)"},
+        files={"in.csv": FILE},
+        take=("out.csv", "log"),
         deadline=deadline,
         timeout_s=5,
         grant=text,
@@ -50,12 +58,21 @@ def test_a_grant_lets_its_own_call_through_also_after_it_travelled() -> None:
         {"call_id": "another"},
         {"tool_call_id": "another"},
         {"tool": "shell"},
+        {"digest": "of another spec"},
+        {"files": {}},
+        {"files": {"in.csv": OTHER}},
+        {"files": {"other.csv": FILE}},
+        {"files": {"in.csv": FILE, "more.csv": FILE}},
+        {"take": ()},
+        {"take": ("log", "out.csv")},
+        {"take": ("out.csv", "log", "key")},
         {"grant": ""},
-        {"grant": "v1"},
-        {"grant": "v1:soon:"},
-        {"grant": "v1:nan:00"},
+        {"grant": "v2"},
+        {"grant": "v2:soon:"},
+        {"grant": "v2:nan:00"},
+        {"grant": "v1:1000060.0:00"},
         {"grant": "v2:1000060.0:00"},
-        {"grant": "v1:1000060.0:ü"},
+        {"grant": "v2:1000060.0:ü"},
     ],
     ids=str,
 )

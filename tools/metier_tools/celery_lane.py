@@ -1,127 +1,67 @@
-"""Celery as the tool lane: the one module that names it, and Redis. Untyped, and fenced here: what comes in is checked.
+"""Celery as the tool lane, from the caller's side. `compose` opens `CeleryLane` in agents; `celery_worker` takes what it sends.
 
-`compose` opens `CeleryLane` in agents; `serve` starts `work` as a process of its own. A call goes as a Celery message with all that matters
-in its arguments, and its answer comes back on a Redis list that the caller reads. The lane is not durable and need not be: the caller
-sends again under the same id. No result back-end, no events, no remote control.
+A call goes as a Celery message with all that matters in its arguments; its answer, signed, comes back on a Redis list that the caller
+reads. The lane is not durable and need not be: the caller sends again under the same id, unless a runner says that it is at it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import logging
-import os
+import math
 import queue
-import signal
-import sys
 import threading
 import time
 import uuid
-import warnings
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import redis
 import redis.asyncio
 import structlog
-from celery import Celery, signals
-from celery.exceptions import Reject
 from pydantic import ValidationError
 
-from metier_infra.errors import DeadlineMissed, LaneGone, MissingService
-from metier_infra.messages import Word
+from metier_infra.errors import DeadlineMissed, LaneGone
 from metier_infra.retry import Backoff
-from metier_tools.relay import RelayClient, Reply, result_of
+from metier_tools.celery_app import TASK, Config, Note, make_app
+from metier_tools.lane import Shared
+from metier_tools.redis_line import connect
+from metier_tools.reply import Reply, result_of, unseal
 from metier_tools.tool import ToolCall, ToolResult
 
 log = structlog.get_logger()
 
-TASK = "metier.tool_call"
-HARD_LIMIT_S = 420
-"""Celery kills a child that took longer than any call may: the backstop behind the sandbox's own limits. Seconds."""
-VISIBILITY_S = 900
-"""Redis gives a message that nobody acknowledged to another worker after so long; callers send again far earlier. Seconds."""
-REPLY_KEPT_S = 600
-"""A reply that nobody reads is dropped after so long; seconds."""
 READ_S = 15.0
 """A read that waits for replies begins anew after so long, so that a connection that died silently is noticed; seconds."""
-_PR_SET_PDEATHSIG = 1
-
-
-class Config(Word):
-    """What both ends must agree on. `namespace` begins every key and queue, so that several systems can share one Redis."""
-
-    redis_url: str
-    namespace: str = "metier"
-
-    def queue(self, kind: str) -> str:
-        """The queue of one class of tools."""
-        return f"tools.{kind}"
-
-    def replies(self, client: str) -> str:
-        """The list that one client reads its replies from."""
-        return f"{self.namespace}:replies:{client}"
-
-
-class WorkerConfig(Word):
-    """What the worker process is told on its standard input: nothing secret stands in its arguments or environment."""
-
-    lane: Config
-    relay: str
-    concurrency: int
-    kinds: tuple[str, ...]
-    parent: int
-
-
-def make_app(config: Config) -> Any:
-    """The Celery application of both ends."""
-    app = Celery("metier-tools", broker=config.redis_url, set_as_current=False)
-    app.conf.update(
-        task_serializer="json",
-        accept_content=["json"],
-        task_ignore_result=True,
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
-        task_time_limit=HARD_LIMIT_S,
-        worker_prefetch_multiplier=1,
-        worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,
-        worker_enable_remote_control=False,
-        worker_send_task_events=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_transport_options={"visibility_timeout": VISIBILITY_S, "global_keyprefix": f"{config.namespace}:"},
-        task_create_missing_queues=True,
-    )
-    return app
-
-
-def check_broker(redis_url: str) -> None:
-    """Raise `MissingService` unless Redis answers."""
-    try:
-        with contextlib.closing(redis.Redis.from_url(redis_url, socket_connect_timeout=3)) as client:
-            client.ping()
-    except (redis.RedisError, OSError, ValueError) as error:
-        raise MissingService(
-            f"no Redis answers where METIER_REDIS_URL says: {error}; start it, or correct the setting"
-        ) from error
-
-
-# --- the caller's side ---------------------------------------------------------------------------------------------------------------
+ASK_S = 1.0
+"""How long a runner may take to say that it has a call in hand; seconds."""
+GIVEN_UP_KEPT_S = 60
+"""How long beyond its deadline a call is known to be given up; seconds."""
 
 
 @dataclass(frozen=True)
-class _Letter:
+class _Copy:
+    """A call, to be put into its queue."""
+
     queue: str
     call: ToolCall
     reply_list: str
 
 
+@dataclass(frozen=True)
+class _Said:
+    """A note to every runner. One that gives a call up is kept until `keep_until`, in seconds since the epoch."""
+
+    note: Note
+    keep_until: float
+
+
+_Letter = _Copy | _Said
+
+
 class _Publisher(threading.Thread):
-    """Publishes off the event loop, since Celery blocks. A message that cannot be sent is dropped: its caller sends again.
+    """Publishes off the event loop, since Celery blocks. A call that cannot be sent is dropped: its caller sends again.
 
     It has a connection of its own: kombu's pools are shared by the whole process.
     """
@@ -129,8 +69,9 @@ class _Publisher(threading.Thread):
     def __init__(self, config: Config) -> None:
         super().__init__(name="tool-publisher", daemon=True)
         self._letters: queue.SimpleQueue[_Letter | None] = queue.SimpleQueue()
-        self._app = make_app(config)
+        self._config, self._app = config, make_app(config)
         self._producer: Any = None
+        self._redis = connect(config.redis_url)
 
     def post(self, letter: _Letter | None) -> None:
         """Hand over a message; None ends the thread."""
@@ -140,36 +81,44 @@ class _Publisher(threading.Thread):
         """Publish until told to end."""
         while letter := self._letters.get():
             try:
-                self._publish(letter)
+                self._publish(letter) if isinstance(letter, _Copy) else self._say(letter)
             except Exception as error:  # kombu lets many kinds through; all mean that the broker did not take it
                 self._hang_up()
-                log.warning(
-                    "tool call not sent", action="send_again", tool_call_id=letter.call.tool_call_id, error=str(error)
-                )
+                self._failed(letter, error)
         self._hang_up()
+        self._redis.close()
 
-    def _publish(self, letter: _Letter) -> None:
+    def _publish(self, copy: _Copy) -> None:
         if self._producer is None:
             self._producer = self._app.amqp.Producer(self._app.connection_for_write())
-        arguments = (letter.call.model_dump_json(), letter.reply_list)
-        self._app.send_task(
-            TASK, arguments, queue=letter.queue, producer=self._producer, retry=False, ignore_result=True
-        )
+        arguments = (copy.call.model_dump_json(), copy.reply_list)
+        self._app.send_task(TASK, arguments, queue=copy.queue, producer=self._producer, retry=False, ignore_result=True)
+
+    def _say(self, said: _Said) -> None:
+        note = said.note
+        with self._redis.pipeline() as both:
+            if note.reply_list is None:
+                kept_s = math.ceil(max(0.0, said.keep_until - time.time()))
+                both.set(self._config.given_up(note.tool_call_id), note.grant, ex=kept_s + GIVEN_UP_KEPT_S)
+            both.publish(self._config.notes, note.model_dump_json())
+            both.execute()
+
+    def _failed(self, letter: _Letter, error: Exception) -> None:
+        """Nobody says again that a call is given up, so we do, as long as it matters."""
+        if isinstance(letter, _Copy):
+            log.warning(
+                "tool call not sent", action="send_again", tool_call_id=letter.call.tool_call_id, error=str(error)
+            )
+        elif letter.note.reply_list is None and letter.keep_until > time.time():
+            log.warning("cancel not sent", action="send_again", tool_call_id=letter.note.tool_call_id, error=str(error))
+            time.sleep(0.2)
+            self._letters.put(letter)
 
     def _hang_up(self) -> None:
         producer, self._producer = self._producer, None
         with contextlib.suppress(Exception):  # the connection may be broken already
             if producer is not None:
                 producer.connection.close()
-
-
-def pauses(first_s: float, left_s: float) -> Generator[float]:
-    """How long to wait for an answer before each sending again: doubled each time, until nothing of `left_s` is left."""
-    pause = first_s
-    while left_s > 0:
-        yield min(pause, left_s)
-        left_s -= pause
-        pause *= 2
 
 
 class _Replies(Protocol):
@@ -179,56 +128,95 @@ class _Replies(Protocol):
     async def aclose(self) -> None: ...
 
 
-class CeleryLane:
-    """See `metier_tools.lane.ToolLane`. `kinds` maps a tool to its class, and so to its queue; others are `code`.
+@dataclass
+class _Waiting:
+    """What a call waits for: its answer, and meanwhile that somebody is at it. `copies` were sent."""
 
-    Without an answer a call is sent again after `resend_s` seconds, then after twice as long, and so on to its deadline.
+    call: ToolCall
+    answer: asyncio.Future[ToolResult]
+    in_hand: asyncio.Event = field(default_factory=asyncio.Event)
+    copies: int = 0
+
+
+class CeleryLane:
+    """See `metier_tools.lane.ToolLane`. `key` is the one that grants are signed with: replies are too, by runners that hold it.
+
+    `kinds` maps a tool to its class, and so to its queue; others are `code`. When nobody has answered for `resend_s` seconds, and no
+    runner says that it is at it, a call is sent again; then after twice as long, and so on to its deadline.
     """
 
     def __init__(
-        self, redis_url: str, *, namespace: str = "metier", resend_s: float = 5.0, kinds: dict[str, str] | None = None
+        self,
+        redis_url: str,
+        key: bytes,
+        *,
+        namespace: str = "metier",
+        resend_s: float = 5.0,
+        kinds: Mapping[str, str] | None = None,
     ) -> None:
         self._config = Config(redis_url=redis_url, namespace=namespace)
-        self._resend_s, self._kinds = resend_s, kinds or {}
-        self._list = self._config.replies(uuid.uuid4().hex)
-        self._waiting: dict[str, asyncio.Future[ToolResult]] = {}
+        self._key, self._resend_s, self._kinds = key, resend_s, kinds or {}
+        self.reply_list = self._config.replies(uuid.uuid4().hex)
+        self._shared = Shared()
+        self._waiting: dict[str, _Waiting] = {}
         self._publisher: _Publisher | None = None
         self._reader: asyncio.Task[None] | None = None
         self._closed = False
 
     async def call(self, call: ToolCall) -> ToolResult:
         """See `ToolLane.call`."""
+        return await self._shared.result(call.tool_call_id, lambda: self._carried(call))
+
+    async def _carried(self, call: ToolCall) -> ToolResult:
         if self._closed:
             raise LaneGone("the tool lane is closed")
         if call.deadline <= time.time():
             raise DeadlineMissed(f"the deadline of tool call {call.tool_call_id} had passed before it could start")
-        known = self._waiting.get(call.tool_call_id)
-        if known is not None:
-            return await asyncio.shield(known)
-        return await self._first(call, self._started())
-
-    async def _first(self, call: ToolCall, publisher: _Publisher) -> ToolResult:
-        answer: asyncio.Future[ToolResult] = asyncio.get_running_loop().create_future()
-        self._waiting[call.tool_call_id] = answer
+        waiting = _Waiting(call, asyncio.get_running_loop().create_future())
+        self._waiting[call.tool_call_id] = waiting
         try:
-            return await self._sent(call, publisher, answer)
-        except BaseException as error:
-            if not answer.done():
-                answer.set_exception(error if isinstance(error, LaneGone) else LaneGone("the first caller gave up"))
-            answer.exception()
-            raise
+            return await self._answer(waiting, self._started())
         finally:
-            del self._waiting[call.tool_call_id]
+            self._end(waiting)
 
-    async def _sent(self, call: ToolCall, publisher: _Publisher, answer: asyncio.Future[ToolResult]) -> ToolResult:
-        letter = _Letter(self._config.queue(self._kinds.get(call.tool, "code")), call, self._list)
-        for pause in pauses(self._resend_s, call.deadline - time.time()):
-            publisher.post(letter)
-            await asyncio.wait({answer}, timeout=pause)
-            if answer.done():
-                return answer.result()
-            log.warning("no answer to a tool call", action="send_again", tool_call_id=call.tool_call_id, waited_s=pause)
-        raise LaneGone(f"no tool runner answered tool call {call.tool_call_id} before its deadline")
+    async def _answer(self, waiting: _Waiting, publisher: _Publisher) -> ToolResult:
+        call, pause = waiting.call, self._resend_s
+        copy = _Copy(self._config.queue(self._kinds.get(call.tool, "code")), call, self.reply_list)
+        while not waiting.answer.done() and call.deadline > time.time():
+            publisher.post(copy)
+            waiting.copies += 1
+            pause = await self._silence(waiting, publisher, pause)
+        if not waiting.answer.done():
+            raise LaneGone(f"no tool runner answered tool call {call.tool_call_id} before its deadline")
+        return waiting.answer.result()
+
+    async def _silence(self, waiting: _Waiting, publisher: _Publisher, pause: float) -> float:
+        """Wait for the answer, as long as somebody is at it. After how much silence to send again the time after."""
+        longer = 2 * pause
+        while not await _done(waiting, pause) and await self._in_hand(waiting, publisher, pause):
+            pause = longer = self._resend_s
+        if not waiting.answer.done():
+            log.warning("nobody is at a tool call", action="send_again", tool_call_id=waiting.call.tool_call_id)
+        return longer
+
+    async def _in_hand(self, waiting: _Waiting, publisher: _Publisher, pause: float) -> bool:
+        """Whether a runner says that it has the call in hand."""
+        call = waiting.call
+        waiting.in_hand.clear()
+        publisher.post(_Said(Note(tool_call_id=call.tool_call_id, grant=call.grant, reply_list=self.reply_list), 0.0))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(waiting.in_hand.wait(), min(ASK_S, pause, _left(call)))
+        return waiting.in_hand.is_set() and _left(call) > 0
+
+    def _end(self, waiting: _Waiting) -> None:
+        """No copy of a call that has its answer, or is wanted no more, need start or go on."""
+        call, answered = waiting.call, waiting.answer.done()
+        if answered:
+            waiting.answer.exception()  # it may have come too late for anybody to see it
+        if self._waiting.get(call.tool_call_id) is waiting:
+            del self._waiting[call.tool_call_id]
+        if self._publisher is not None and (not answered or waiting.copies > 1):
+            self._publisher.post(_Said(Note(tool_call_id=call.tool_call_id, grant=call.grant), call.deadline))
 
     def _started(self) -> _Publisher:
         if self._publisher is None:
@@ -244,14 +232,14 @@ class CeleryLane:
         try:
             while True:
                 try:
-                    item = await client.blpop([self._list], timeout=READ_S)
+                    item = await client.blpop([self.reply_list], timeout=READ_S)
                     failures = 0
                 except (redis.RedisError, OSError) as error:
                     failures += 1
                     await self._lost(error, failures)
                 else:
                     if item:  # an empty answer is a wait that ran out
-                        self._deliver(item)
+                        self._deliver(_second(item))
         finally:
             await client.aclose()
 
@@ -260,26 +248,25 @@ class CeleryLane:
         log.warning("Redis away", action="reconnect", error=str(error), after_s=pause)
         await asyncio.sleep(pause)
 
-    def _deliver(self, item: object) -> None:
+    def _deliver(self, sealed: bytes) -> None:
         try:
-            reply = Reply.model_validate_json(_second(item))
+            reply = unseal(self._key, sealed)
         except ValidationError as error:
-            log.warning("not a reply", action="drop", error=str(error))
+            log.warning("not a reply", action="drop", error=error.errors(include_url=False)[0]["msg"])
             return
-        answer = self._waiting.get(reply.tool_call_id)
-        if answer is None or answer.done():
+        if reply is None:
+            log.warning("a reply that no runner signed", action="drop")
             return
-        try:
-            answer.set_result(result_of(reply))
-        except Exception as error:
-            answer.set_exception(error)
+        waiting = self._waiting.get(reply.tool_call_id)
+        if waiting is not None and not waiting.answer.done():
+            _tell(waiting, reply)
 
     async def close(self) -> None:
         """See `ToolLane.close`."""
         self._closed = True
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_exception(LaneGone("the tool lane was closed under the call"))
+        for waiting in self._waiting.values():
+            if not waiting.answer.done():
+                waiting.answer.set_exception(LaneGone("the tool lane was closed under the call"))
         if self._publisher is not None:
             self._publisher.post(None)
             await asyncio.to_thread(self._publisher.join, 5.0)
@@ -288,101 +275,27 @@ class CeleryLane:
             await asyncio.wait({self._reader})
 
 
+def _left(call: ToolCall) -> float:
+    return max(0.0, call.deadline - time.time())
+
+
+async def _done(waiting: _Waiting, pause: float) -> bool:
+    """Whether the answer came within `pause`, or the deadline: then nobody waits for more."""
+    await asyncio.wait({waiting.answer}, timeout=min(pause, _left(waiting.call)))
+    return waiting.answer.done()
+
+
+def _tell(waiting: _Waiting, reply: Reply) -> None:
+    waiting.in_hand.set()
+    if reply.in_hand:
+        return
+    try:
+        waiting.answer.set_result(result_of(reply))
+    except Exception as error:
+        waiting.answer.set_exception(error)
+
+
 def _second(item: object) -> bytes:
     """The value of what BLPOP returned, (list, value); nothing of anything else."""
     value = cast("tuple[object, ...]", item)[-1] if isinstance(item, tuple | list) and item else b""
     return value if isinstance(value, bytes) else b""
-
-
-# --- the worker's side: a process of its own, started by `serve` -----------------------------------------------------------------------
-
-
-def die_with_parent(number: signal.Signals, parent: int) -> None:
-    """The kernel sends us this signal when our parent ends, however it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), number)
-
-
-class _Child:
-    """What each forked child of the worker holds: its line to the runner, and to Redis."""
-
-    def __init__(self, config: WorkerConfig) -> None:
-        self._config = config
-        self._relay: RelayClient | None = None
-        self._redis = redis.Redis.from_url(config.lane.redis_url)
-
-    def handle(self, call: str, reply_list: str) -> None:
-        """Carry a call to the runner and its reply to the caller. A call that cannot be carried goes back to its queue."""
-        try:
-            self._relay = self._relay or RelayClient(self._config.relay)
-            reply = self._relay.ask(call.encode())
-        except (OSError, LaneGone) as error:
-            self._relay = None
-            raise Reject(str(error), requeue=True) from error
-        self._push(reply_list, reply)
-
-    def _push(self, reply_list: str, reply: bytes) -> None:
-        for pause in (0.1, 0.5, 2.0, None):
-            try:
-                with self._redis.pipeline() as both:
-                    both.rpush(reply_list, reply)
-                    both.expire(reply_list, REPLY_KEPT_S)
-                    both.execute()
-            except redis.RedisError as error:
-                if pause is None:
-                    log.warning("reply lost", action="await_resend", error=str(error))
-                    return
-                time.sleep(pause)
-            else:
-                return
-
-
-def work() -> None:
-    """The worker process: reads its `WorkerConfig` from standard input, consumes until SIGTERM, then ends what it has."""
-    config = WorkerConfig.model_validate_json(sys.stdin.buffer.read())
-    die_with_parent(signal.SIGKILL, config.parent)
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s"
-    )
-    # Celery warns of root because of pickle and of tasks' own code; here it carries JSON, and runs nothing.
-    warnings.filterwarnings("ignore", message=".*superuser privileges", category=UserWarning)
-    worker(config).start()
-
-
-def worker(config: WorkerConfig) -> Any:
-    """The Celery worker, wired to the runner's process."""
-    app, own_pid, children = make_app(config.lane), os.getpid(), dict[int, _Child]()
-
-    def carry(call: object, reply_list: object) -> None:
-        if isinstance(call, str) and isinstance(reply_list, str):
-            pid = os.getpid()
-            children[pid] = children.get(pid) or _Child(config)
-            children[pid].handle(call, reply_list)
-        else:
-            log.warning("not a tool call", action="drop")
-
-    def ready(**_: object) -> None:
-        RelayClient(config.relay).say_ready()
-
-    def forked(**_: object) -> None:
-        die_with_parent(signal.SIGKILL, own_pid)
-
-    app.task(name=TASK)(carry)
-    signals.worker_ready.connect(ready, weak=False)
-    signals.worker_process_init.connect(forked, weak=False)
-    signals.setup_logging.connect(_own_logging, weak=False)
-    return app.Worker(
-        pool="prefork",
-        concurrency=config.concurrency,
-        queues=[config.lane.queue(kind) for kind in config.kinds],
-        optimization="fair",
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        quiet=True,
-    )
-
-
-def _own_logging(**_: object) -> None:
-    """Logging is set up by `work`; Celery must not do it again."""

@@ -9,6 +9,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 from metier_infra.errors import LaneGone
+from metier_tools.lane import Shared
 from metier_tools.runner import Runner
 from metier_tools.sandbox import Sandbox
 from metier_tools.tool import ToolCall, ToolResult
@@ -20,13 +21,24 @@ class InlineLane:
     def __init__(self, runner: Runner, sandbox: Sandbox, *, threads: int = 8) -> None:
         self._runner, self._sandbox = runner, sandbox
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tools")
+        self._shared = Shared()
         self._closed = False
 
     async def call(self, call: ToolCall) -> ToolResult:
         """See `ToolLane.call`."""
+        return await self._shared.result(call.tool_call_id, lambda: self._run(call))
+
+    async def _run(self, call: ToolCall) -> ToolResult:
         if self._closed:
             raise LaneGone("the tool lane is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._runner.run, call)
+        taken = self._runner.take(call)
+        if taken.work is not None:
+            self._threads.submit(taken.work)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(taken.answer))
+        except asyncio.CancelledError:
+            self._runner.cancel(call.tool_call_id, call.grant)
+            raise
 
     async def close(self) -> None:
         """See `ToolLane.close`."""

@@ -6,7 +6,10 @@ engine. One contract test holds both.
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from metier_tools.tool import ToolCall, ToolResult
 
@@ -15,7 +18,9 @@ class ToolLane(Protocol):
     """Carries tool calls, and forgets them: whoever calls has written the call down before.
 
     Contract: the same `tool_call_id` called again is the same work; a runner that still knows it gives the first result again.
-    All that a tool can do wrong is a result. No call outlasts its deadline by more than a moment.
+    All that a tool can do wrong is a result. No call outlasts its deadline by more than a moment. When the task that awaits a
+    call is cancelled, and nobody else here awaits the same, its program and container are ended at once, and what has not
+    started never starts; the same id may be called again under a new grant.
     """
 
     async def call(self, call: ToolCall) -> ToolResult:
@@ -26,9 +31,43 @@ class ToolLane(Protocol):
             EngineGone: the container engine does not answer.
             GrantRefused: the grant is forged, expired, or for another call.
             DeadlineMissed: the deadline had passed before the call could start.
+            ToolCancelled: whoever else called it with the same grant gave it up.
+            MissingService: the runner has no image for it.
+            ServerBroken: the tool's server does not start, or does not speak the protocol.
         """
         ...
 
     async def close(self) -> None:
         """Let go of every connection, thread and container."""
         ...
+
+
+@dataclass
+class _Work:
+    task: asyncio.Task[ToolResult]
+    waiters: int = 0
+
+
+class Shared:
+    """What the lanes have in common: who calls the same id waits for the same work, and it is cancelled when the last of them gives up."""
+
+    def __init__(self) -> None:
+        self._works: dict[str, _Work] = {}
+
+    async def result(self, key: str, work: Callable[[], Coroutine[Any, Any, ToolResult]]) -> ToolResult:
+        """What comes of the work in hand, or of `work` if there is none."""
+        shared = self._works.get(key) or self._works.setdefault(
+            key, _Work(asyncio.create_task(work(), name="tool-call"))
+        )
+        shared.waiters += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiters -= 1
+            if not shared.waiters:
+                self._end(key, shared)
+
+    def _end(self, key: str, shared: _Work) -> None:
+        shared.task.cancel()
+        if self._works.get(key) is shared:
+            del self._works[key]

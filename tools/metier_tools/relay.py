@@ -1,7 +1,7 @@
-"""The way from a Celery child to the one runner of its `metier tools` process: one line of JSON there, one back, on a local socket.
+"""The way of a call from a Celery child to the one runner of its `metier tools` process, and of its reply, signed, to the caller.
 
-`serve` opens the server beside the runner, with the containers; each child of `celery_lane`'s worker holds a client. Errors travel as
-their code and are raised again as the same class, here and on the way to the caller.
+`serve` opens the server beside the runner, with the containers; each child of `celery_worker` holds a client, which hears when its copy
+of a call is done with. Replies go out from here, by `redis_line`: a child may die, and never holds the key.
 """
 
 from __future__ import annotations
@@ -12,72 +12,72 @@ import socketserver
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 import structlog
 from pydantic import ValidationError
 
-from metier_infra import errors
-from metier_infra.errors import LaneGone, MetierError
-from metier_infra.messages import Failure, Word
-from metier_tools.tool import ToolCall, ToolResult
+from metier_infra.errors import LaneGone
+from metier_infra.messages import Word
+from metier_tools.reply import Reply, reply_to, seal
+from metier_tools.runner import Runner
+from metier_tools.tool import ToolCall
 
 log = structlog.get_logger()
 
 LONGEST_LINE = 64 * 1024 * 1024
-"""No call and no result is longer; bytes."""
-Run = Callable[[ToolCall], ToolResult]
+"""No call is longer; bytes."""
 
 
-class Reply(Word):
-    """What came of a call: a result, or the error that the runner raised."""
+class Order(Word):
+    """What a child brings: a call as it came in, and the list on which its caller waits."""
 
-    tool_call_id: str
-    result: ToolResult | None = None
-    failure: Failure | None = None
-
-
-_TRAVEL = {
-    kind("").code: kind
-    for kind in (
-        errors.LaneGone,
-        errors.EngineGone,
-        errors.GrantRefused,
-        errors.DeadlineMissed,
-        errors.MissingService,
-    )
-}
+    call: str
+    reply_list: str
 
 
-def reply_to(call: ToolCall, run: Run) -> Reply:
-    """Run a call; whatever happens is a reply."""
-    try:
-        return Reply(tool_call_id=call.tool_call_id, result=run(call))
-    except MetierError as error:
-        failure = Failure(code=error.code, message=str(error))
-    except Exception as error:  # a defect of ours: the caller may try again, and the log says what it was
-        log.exception("runner broke", action="reply", tool_call_id=call.tool_call_id)
-        failure = Failure(code="runner_broke", message=f"the tool runner broke: {type(error).__name__}: {error}")
-    return Reply(tool_call_id=call.tool_call_id, failure=failure)
+class Desk:
+    """Where calls come in at the runner's process, and replies go out. `push` puts a sealed reply on a caller's list.
 
+    A copy of a call that is in hand is told so at once; the answer then goes to every list that asked.
+    """
 
-def result_of(reply: Reply) -> ToolResult:
-    """The result, or the runner's error, raised again; one of an unknown code is a `LaneGone`."""
-    if reply.result is not None:
-        return reply.result
-    failure = reply.failure or Failure(code="", message="the tool runner sent an empty reply")
-    raise _TRAVEL.get(failure.code, LaneGone)(failure.message)
+    def __init__(self, runner: Runner, key: bytes, push: Callable[[str, bytes], None]) -> None:
+        self._runner, self._key, self._push = runner, key, push
+
+    def take(self, line: bytes) -> None:
+        """See one copy of a call through. Returns when its child is free."""
+        try:
+            order = Order.model_validate_json(line)
+            call = ToolCall.model_validate_json(order.call)
+        except ValidationError as error:
+            log.warning("not a tool call", action="drop", error=error.errors(include_url=False)[0]["msg"])
+            return
+        taken, name, to = self._runner.take(call), call.tool_call_id, order.reply_list
+        taken.answer.add_done_callback(lambda answer: self._send(to, reply_to(name, answer.result)))
+        if taken.work is not None:
+            taken.work()
+        elif not taken.answer.done():
+            self.say_in_hand(name, to)
+
+    def say_in_hand(self, tool_call_id: str, reply_list: str) -> None:
+        """Tell who waits on this list that somebody is at it."""
+        self._send(reply_list, Reply(tool_call_id=tool_call_id, in_hand=True))
+
+    def _send(self, reply_list: str, reply: Reply) -> None:
+        self._push(reply_list, seal(self._key, reply))
 
 
 class RelayServer:
-    """Answers the children's calls, each connection on a thread of its own.
+    """Hears the children, each connection on a thread of its own: hands their lines to `take`, and says when it is done.
 
     The address is in Linux's abstract namespace: it leaves no file, and ends with this process. Only processes of our own user are heard.
     """
 
-    def __init__(self, run: Run, ready: Callable[[], None]) -> None:
+    def __init__(self, take: Callable[[bytes], None], ready: Callable[[], None]) -> None:
         self.address = f"\0metier-tools-{os.getpid()}-{os.urandom(8).hex()}"
-        self._server = _Server(self.address, run, ready)
+        self._server = _Server(self.address, take, ready)
         self._thread = threading.Thread(target=self._server.serve_forever, name="relay", daemon=True)
         self._thread.start()
 
@@ -92,8 +92,8 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, address: str, run: Run, ready: Callable[[], None]) -> None:
-        self.run, self.ready = run, ready
+    def __init__(self, address: str, take: Callable[[bytes], None], ready: Callable[[], None]) -> None:
+        self.take, self.ready = take, ready
         super().__init__(address, _Connection)
 
     def verify_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> bool:
@@ -108,21 +108,15 @@ class _Connection(socketserver.StreamRequestHandler):
             if line.strip() == READY:
                 server.ready()
             else:
-                self.wfile.write(answer(line, server.run) + b"\n")
+                server.take(line)
+                with suppress(OSError):  # a child that died meanwhile needs no more; its copy comes again
+                    self.wfile.write(DONE + b"\n")
 
 
 READY = b"ready"
 """What the Celery process says instead of a call, once it consumes."""
-
-
-def answer(line: bytes, run: Run) -> bytes:
-    """The reply to one line, as bytes."""
-    try:
-        call = ToolCall.model_validate_json(line)
-    except ValidationError as error:
-        failure = Failure(code="lane_gone", message=f"not a tool call: {error.errors(include_url=False)[0]['msg']}")
-        return Reply(tool_call_id="", failure=failure).model_dump_json().encode()
-    return reply_to(call, run).model_dump_json().encode()
+DONE = b"done"
+"""What a child hears when it is free."""
 
 
 def _peer_uid(connection: socket.socket) -> int:
@@ -142,13 +136,11 @@ class RelayClient:
         """Tell the runner's process that calls are consumed now."""
         self._line.sendall(READY + b"\n")
 
-    def ask(self, call: bytes) -> bytes:
-        """Send a call, one line of JSON, and wait for its reply. Raises `LaneGone` when the runner is gone."""
-        self._line.sendall(call + b"\n")
-        line = self._file.readline(LONGEST_LINE)
-        if not line.endswith(b"\n"):
+    def bring(self, order: Order) -> None:
+        """Hand over a call, and wait until it is seen through. Raises `LaneGone` when the runner is gone."""
+        self._line.sendall(order.model_dump_json().encode() + b"\n")
+        if self._file.readline().strip() != DONE:
             raise LaneGone("the tool runner ended under the call")
-        return line.rstrip(b"\n")
 
     def close(self) -> None:
         """Hang up."""

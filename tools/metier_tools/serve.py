@@ -11,7 +11,9 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
+from typing import get_args
 
 import structlog
 
@@ -19,17 +21,21 @@ from metier_infra.errors import BadSettings
 from metier_infra.retry import Backoff
 from metier_infra.service import Ready
 from metier_infra.settings import LaneSettings, RoleSettings, SandboxSettings
-from metier_tools.builtin import BUILTIN
-from metier_tools.celery_lane import Config, WorkerConfig, check_broker
+from metier_tools.celery_app import Config
+from metier_tools.celery_worker import WorkerConfig
 from metier_tools.docker_sandbox import DockerSandbox
-from metier_tools.relay import RelayServer
-from metier_tools.runner import Runner
+from metier_tools.execution import Execution
+from metier_tools.redis_line import Ears, RedisLine, check_broker
+from metier_tools.relay import Desk, RelayServer
+from metier_tools.runner import Execute, Runner
 from metier_tools.sandbox import Sandbox
-from metier_tools.toolbox import Toolbox
+from metier_tools.tool import Kind
 
 log = structlog.get_logger()
 
-_WORK = "from metier_tools.celery_lane import work; work()"
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""Every class of tools; each has a queue."""
+_WORK = "from metier_tools.celery_worker import work; work()"
 
 
 async def serve_tools(
@@ -38,9 +44,10 @@ async def serve_tools(
     role: RoleSettings,
     stop: asyncio.Event,
     *,
-    toolbox: Toolbox = BUILTIN,
+    execution: Callable[[Sandbox], Execution],
+    kinds: Sequence[Kind] = KINDS,
 ) -> None:
-    """Run tool calls until `stop`, then end those in hand. Raises `BadSettings` or `MissingService` before it is ready.
+    """Run tool calls of these kinds, by `execution`, until `stop`, then end those in hand. Raises `BadSettings` or `MissingService` before it is ready.
 
     To be awaited in the process's main thread: the worker lives as long as the thread that started it.
     """
@@ -50,7 +57,9 @@ async def serve_tools(
     try:
         await asyncio.to_thread(box.check)
         config = Config(redis_url=redis_url, namespace=lane.lane_namespace)
-        await serve_with(box, config, key, role, stop, toolbox=toolbox, children=min(role.concurrency, sandbox.limit))
+        await serve_with(
+            execution(box).run, config, key, role, stop, children=min(role.concurrency, sandbox.limit), kinds=kinds
+        )
     finally:
         await asyncio.to_thread(box.close)
 
@@ -64,30 +73,35 @@ def _needed(lane: LaneSettings) -> tuple[str, bytes]:
 
 
 async def serve_with(
-    sandbox: Sandbox,
+    execute: Execute,
     lane: Config,
     key: bytes,
     role: RoleSettings,
     stop: asyncio.Event,
     *,
-    toolbox: Toolbox = BUILTIN,
     children: int = 4,
+    kinds: Sequence[Kind] = KINDS,
 ) -> None:
-    """Serve with a sandbox that is open already; it is left open."""
-    runner = Runner(toolbox, sandbox, key)
+    """Serve with what runs calls already: its containers are left open."""
 
     def ready() -> None:
         if not stop.is_set():
             Ready(role.ready_file).one()
 
-    relay = RelayServer(runner.run, ready)
-    kinds = tuple(sorted({spec.kind for spec in toolbox.specs(toolbox.names)}))
-    config = WorkerConfig(lane=lane, relay=relay.address, concurrency=children, kinds=kinds, parent=os.getpid())
+    with_it = ExitStack()
     try:
+        line = with_it.enter_context(closing(RedisLine(lane)))
+        runner = Runner(execute, key, gave_up=line.gave_up)
+        desk = Desk(runner, key, line.push)
+        with_it.enter_context(closing(Ears(line, runner, desk.say_in_hand)))
+        relay = with_it.enter_context(closing(RelayServer(desk.take, ready)))
+        config = WorkerConfig(
+            lane=lane, relay=relay.address, concurrency=children, kinds=tuple(kinds), parent=os.getpid()
+        )
         await _keep_working(config, role, stop)
     finally:
         Ready(role.ready_file).gone()
-        await asyncio.to_thread(relay.close)
+        await asyncio.to_thread(with_it.close)
 
 
 async def _keep_working(config: WorkerConfig, role: RoleSettings, stop: asyncio.Event) -> None:
