@@ -13,6 +13,7 @@ import marshal
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -32,6 +33,11 @@ TOOLS = """
     tr true truncate uname uniq wc which whoami xargs yes
 """
 """Shell tools taken along where this machine has them."""
+
+RUNTIMES = ("libdl.so.2", "libgcc_s.so.1", "libpthread.so.0", "librt.so.1", "libstdc++.so.6", "libutil.so.1")
+"""Shared libraries that compiled Python packages may expect of every machine (manylinux), so that an image can be built on this one."""
+
+AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 LEFT_OUT = {
     *("__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test"),
@@ -66,8 +72,10 @@ def tree() -> Tree:
     files = {str(path): path for path in (interpreter, *_library())}
     files |= _tools()
     files |= _shared_libraries([path for path in files.values() if _is_program(path)])
+    files |= _runtimes(files)
     found = {_merged(place): _file(path) for place, path in files.items()}
     found |= {place: Entry(tarfile.REGTYPE, 0o644, text.encode()) for place, text in ACCOUNTS.items()}
+    found |= _authorities()
     found |= {place: Entry(tarfile.SYMTYPE, link=str(interpreter)) for place in _python_names(interpreter)}
     found |= {f"/{name}": Entry(tarfile.SYMTYPE, link=f"usr/{name}") for name in USER_MERGE}
     return _folders(found) | found
@@ -95,6 +103,20 @@ def _shared_libraries(programs: list[Path]) -> dict[str, Path]:
     listed = subprocess.run(["ldd", *map(str, programs)], capture_output=True, text=True, check=False).stdout
     places: list[str] = re.findall(r"^\t(?:\S+ => )?(/\S+) \(0x", listed, re.MULTILINE)
     return {place: Path(place).resolve() for place in places}
+
+
+def _runtimes(files: dict[str, Path]) -> dict[str, Path]:
+    """Find the language runtimes beside the C library, where this machine has them."""
+    folders = {Path(place).parent for place in files if Path(place).name.startswith("libc.so")}
+    found = {str(folder / name): (folder / name).resolve() for folder in folders for name in RUNTIMES}
+    return {place: path for place, path in found.items() if path.exists()}
+
+
+def _authorities() -> Tree:
+    """Take the certificate authorities that this machine trusts along, where its Python and other programs look for them."""
+    known = ssl.get_default_verify_paths().openssl_cafile
+    here = [Path(place) for place in (known, AUTHORITIES) if Path(place).is_file()]
+    return {place: Entry(tarfile.REGTYPE, 0o644, here[0].read_bytes()) for place in (known, AUTHORITIES) if here}
 
 
 def _merged(place: str) -> str:
