@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metier_infra.messages import AgentCard, Answer, Candidate, Decision, Task
+    from metier_tools.declare import tool
+    from metier_tools.profile import Egress, Profile
+    from metier_tools.toolbox import Tool
     from metier_workflows.node import Agent, agent, agents, decide
     from metier_workflows.panel import Synthesis, plain, synthesise
     from metier_workflows.routing import choose, rank
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "metier_infra.messages": ("AgentCard", "Answer", "Candidate", "Decision", "Task"),
+    "metier_tools.declare": ("tool",),
+    "metier_tools.profile": ("Egress", "Profile"),
+    "metier_tools.toolbox": ("Tool",),
     "metier_workflows.node": ("Agent", "agent", "agents", "decide"),
     "metier_workflows.panel": ("Synthesis", "plain", "synthesise"),
     "metier_workflows.routing": ("choose", "rank"),
@@ -32,8 +38,11 @@ __all__ = [
     "Answer",
     "Candidate",
     "Decision",
+    "Egress",
+    "Profile",
     "Synthesis",
     "Task",
+    "Tool",
     "Workflow",
     "agent",
     "agents",
@@ -42,6 +51,7 @@ __all__ = [
     "plain",
     "rank",
     "synthesise",
+    "tool",
     "workflow",
 ]
 

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from metier import bench_orchestrator, cli_runs, compose, demo
+from metier import bench_orchestrator, bench_sandbox, cli_runs, cli_tools, compose, demo
 from metier.terminal import console
 from metier_infra.errors import AskOperator, MetierError
 
@@ -29,8 +29,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 runs = typer.Typer(help="Look at runs: list, show, watch.", no_args_is_help=True, rich_markup_mode=None)
+tools = typer.Typer(
+    help="Run a tool runner; or look at tools, approve them, call them by hand.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
 bench = typer.Typer(help="Measure Métier on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs, name="runs")
+app.add_typer(tools, name="tools")
 app.add_typer(bench, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
@@ -91,12 +97,13 @@ def agent(names: Annotated[list[str], typer.Argument(help="Which agents this wor
     _role("agent", lambda config, stop: agents(config, names, stop))
 
 
-@app.command(epilog=_example("DOCKER_HOST=unix:///run/docker.sock METIER_REDIS_URL=… metier tools"))
-def tools() -> None:
-    """Run a tool runner: takes tool calls from Celery and runs them in sandboxes."""
-    from metier.roles import tools as work
+@tools.callback(epilog=_example("DOCKER_HOST=unix:///run/docker.sock METIER_REDIS_URL=… metier tools"))
+def tool_runner(context: typer.Context) -> None:
+    """Run a tool runner: takes tool calls from Celery and runs them in sandboxes. With a command: look at tools, or call them by hand."""
+    if context.invoked_subcommand is None:
+        from metier.roles import tools as work
 
-    _role("tools", work)
+        _role("tools", work)
 
 
 @app.command(epilog=_example('metier dev   # then, elsewhere: metier publish specialists \'{"question": "…"}\' --wait'))
@@ -175,4 +182,14 @@ runs.command("watch", epilog=_example("metier runs watch 3f2a"))(cli_runs.watch)
 app.command(
     "demo", epilog=_example("metier demo --queries 60 --seed 7   # --live coder=openai:gpt-5 asks a real model")
 )(demo.command)
+tools.command("list", epilog=_example("METIER_TOOL_FILES=tools metier tools list --live"))(cli_tools.list_tools)
+tools.command("approve", epilog=_example("METIER_TOOL_FILES=tools metier tools approve word_count"))(cli_tools.approve)
+tools.command(
+    "exec",
+    epilog=_example(
+        """echo '{"id": "1", "tool": "python", "arguments": {"code": "print(6*7)"}}' | metier tools exec"""
+    ),
+)(cli_tools.execute)
+tools.command("selftest", epilog=_example("metier tools selftest --json"))(cli_tools.selftest)
+bench.command("sandbox", epilog=_example("metier bench sandbox --json"))(bench_sandbox.command)
 bench.command("orchestrator", epilog=_example("metier bench orchestrator --json"))(bench_orchestrator.command)

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import structlog
 import yaml
@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from metier_infra.bus import Bus
 from metier_infra.database import Database, RetryingDatabase, check_schema, migrate
-from metier_infra.errors import MissingService, UnknownAgent
+from metier_infra.errors import BadSettings, MissingService, UnknownAgent
 from metier_infra.journal import Journal
 from metier_infra.messages import AgentCard, tasks_topic
 from metier_infra.retry import Backoff, persist
@@ -33,6 +33,7 @@ from metier_infra.settings import (
     LaneSettings,
     RoleSettings,
     SandboxSettings,
+    ToolSettings,
     load,
     model_overrides,
     refuse_unknown,
@@ -42,8 +43,14 @@ if TYPE_CHECKING:
     from metier_agents.model import Model
     from metier_agents.spec import AgentSpec
     from metier_infra.kafka_topics import TopicChange
+    from metier_tools.docker_sandbox import DockerSandbox
+    from metier_tools.execution import Execution
     from metier_tools.lane import ToolLane
-    from metier_tools.sandbox import Script
+    from metier_tools.sandbox import Recipe, Sandbox, Script
+    from metier_tools.tool import Kind
+    from metier_tools.tool_files import Catalogue
+    from metier_tools.toolbox import Toolbox
+    from metier_tools.vault import Vault
 
 LOCAL_ENV = Path(".metier/env")
 """What `make up` writes: where its services are. Read when the environment does not say."""
@@ -57,6 +64,7 @@ class Config:
     journal: JournalSettings
     lane: LaneSettings
     sandbox: SandboxSettings
+    tools: ToolSettings
     role: RoleSettings
 
     @property
@@ -77,7 +85,12 @@ def configure() -> Config:
     """Read the environment. Raises `BadSettings`."""
     refuse_unknown()
     return Config(
-        load(KafkaSettings), load(JournalSettings), load(LaneSettings), load(SandboxSettings), load(RoleSettings)
+        load(KafkaSettings),
+        load(JournalSettings),
+        load(LaneSettings),
+        load(SandboxSettings),
+        load(ToolSettings),
+        load(RoleSettings),
     )
 
 
@@ -227,6 +240,72 @@ def topics(config: Config) -> list[TopicChange]:
     return apply(config.kafka, wanted)
 
 
+def tool_modules(config: Config) -> list[str]:
+    """The Python modules that declare tools."""
+    return [name.strip() for name in config.tools.modules.split(",") if name.strip()]
+
+
+def tool_kinds(config: Config) -> list[Kind]:
+    """The kinds of tools that this tool runner serves. Raises `BadSettings` for a word that is none."""
+    from metier_tools.tool import Kind
+
+    known: Mapping[str, Kind] = {kind: kind for kind in get_args(Kind)}
+    named = [name.strip() for name in config.tools.kinds.split(",") if name.strip()]
+    for name in named:
+        if name not in known:
+            raise BadSettings(f"METIER_TOOL_KINDS: there is no kind {name!r}; there are {', '.join(known)}")
+    return [known[name] for name in named]
+
+
+def toolbox(config: Config) -> Toolbox:
+    """The tools that there are: those that ship, and those that are declared, disabled where they are not approved."""
+    from metier_tools import tool_files
+
+    return tool_files.toolbox(config.tools.files, tool_modules(config))
+
+
+def catalogue(config: Config) -> Catalogue:
+    """The tools, profiles and MCP servers that are declared."""
+    from metier_tools import tool_files
+
+    return tool_files.load(config.tools.files, tool_modules(config))
+
+
+def open_sandbox(config: Config, **change: float) -> DockerSandbox:
+    """The sandbox on the container engine. `change` replaces settings of it. Raises `MissingService` when there is no engine or image."""
+    from metier_tools.docker_sandbox import DockerSandbox
+
+    return DockerSandbox(config.sandbox.model_copy(update=change))
+
+
+def server_recipe(config: Config, known: Catalogue, name: str) -> Recipe:
+    """The container of a declared MCP server. Raises `MissingService` for a secret that is not there."""
+    from metier_tools.sandbox import Recipe, Server
+
+    file, secrets = known.servers[name], vault(config)
+    values = [(secret, secrets.value(secret)) for secret in file.secrets]
+    for secret, value in values:
+        if value is None:
+            raise MissingService(f"the MCP server {name} needs the secret {secret}: put it into METIER_TOOL_SECRETS")
+    given = tuple((secret, value) for secret, value in values if value is not None)
+    return Recipe(known.profile(file.profile), Server(name, file.command, given))
+
+
+def vault(config: Config) -> Vault:
+    """Where the tools' secrets are."""
+    from metier_tools.vault import FolderVault
+
+    return FolderVault(config.tools.secrets)
+
+
+def execution(config: Config, tools: Toolbox, sandbox: Sandbox) -> Execution:
+    """What runs tool calls, in this process's containers."""
+    from metier_infra.blobs import FolderBlobs
+    from metier_tools.execution import Execution
+
+    return Execution(tools, sandbox, vault(config), FolderBlobs(config.tools.blobs))
+
+
 def open_lane(config: Config) -> ToolLane:
     """The Celery lane to the tool runners."""
     from metier_tools.celery_lane import CeleryLane
@@ -235,30 +314,30 @@ def open_lane(config: Config) -> ToolLane:
         raise MissingService(
             "METIER_REDIS_URL is not set: it names the Redis that carries tool calls, redis://host:port/0"
         )
-    return CeleryLane(config.lane.redis_url.get_secret_value(), namespace=config.lane.lane_namespace)
+    kinds = {tool.spec.name: tool.spec.kind for tool in toolbox(config)}
+    url, namespace = config.lane.redis_url.get_secret_value(), config.lane.lane_namespace
+    return CeleryLane(url, grant_key(config), namespace=namespace, kinds=kinds)
 
 
 async def open_inline_lane(config: Config) -> ToolLane:
     """Tools called from this process, in the engine's containers. Raises `MissingService` when there is no engine or image."""
-    from metier_tools.builtin import BUILTIN
-    from metier_tools.docker_sandbox import DockerSandbox
     from metier_tools.inline_lane import InlineLane
     from metier_tools.runner import Runner
 
-    sandbox = await asyncio.to_thread(DockerSandbox, config.sandbox)
-    return InlineLane(Runner(BUILTIN, sandbox, grant_key(config)), sandbox, threads=config.sandbox.limit)
+    sandbox = await asyncio.to_thread(open_sandbox, config)
+    runner = Runner(execution(config, toolbox(config), sandbox).run, grant_key(config))
+    return InlineLane(runner, sandbox, threads=config.sandbox.limit)
 
 
 def scripted_lane(script: Script | None = None) -> Callable[[Config], Awaitable[ToolLane]]:
     """Opens a lane whose tools run in no container and do what `script` says (None: nothing), for tests and benchmarks."""
 
     async def opener(config: Config) -> ToolLane:
-        from metier_tools.builtin import BUILTIN
         from metier_tools.inline_lane import InlineLane
         from metier_tools.runner import Runner
         from metier_tools.sandbox import Outcome, ScriptedSandbox
 
         sandbox = ScriptedSandbox(script or (lambda _: Outcome("ok")))
-        return InlineLane(Runner(BUILTIN, sandbox, grant_key(config)), sandbox)
+        return InlineLane(Runner(execution(config, toolbox(config), sandbox).run, grant_key(config)), sandbox)
 
     return opener

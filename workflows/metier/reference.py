@@ -1,17 +1,16 @@
 """The reference pages, written from the code: `python -m metier.reference docs/reference`.
 
-People run it after they changed a setting, event, error, command, agent field or span; a test compares its output with the committed
+People run it after they changed a setting, event, error, command, field of a file or span; a test compares its output with the committed
 pages. Each page is a pure function of the modules that it describes; nothing of this machine enters it.
 """
 
 from __future__ import annotations
 
 import sys
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NewType, Union, get_args, get_origin
+from typing import Any
 
 import typer
 import yaml
@@ -20,6 +19,8 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperGroup, TyperOption
 
 from metier.cli import app
+from metier.reference_tables import default_of, described, table, type_name, with_bounds
+from metier.reference_tools import tool_page
 from metier_agents import spec
 from metier_infra import errors, messages, service, settings, telemetry
 
@@ -45,6 +46,7 @@ SPANS: Sequence[tuple[str, str, str]] = (
     (telemetry.execute_tool("{tool}"), "internal", "one tool call, on both sides of the lane"),
     (telemetry.SANDBOX_LEASE, "internal", "the wait for the run's container"),
     (telemetry.SANDBOX_EXEC, "internal", "the program in the container"),
+    (telemetry.EGRESS, "an event of `sandbox.exec`", "the program used the network, or tried to"),
 )  # fmt: skip
 ATTRIBUTES: Mapping[str, str] = {
     telemetry.RUN_ID: "the run",
@@ -76,64 +78,11 @@ ATTRIBUTES: Mapping[str, str] = {
     telemetry.SANDBOX_COLD: "whether the container was booted for this call",
     telemetry.SANDBOX_EXIT_CODE: "the program's exit code",
     telemetry.SANDBOX_STATUS: "ok, error, timeout, oom, output_cut, refused or died",
+    telemetry.SERVER_ADDRESS: "the host that a program wanted to reach",
+    telemetry.SERVER_PORT: "the port there",
+    telemetry.EGRESS_VERDICT: "`allowed`, or why not",
+    telemetry.EGRESS_BYTES: "bytes that went both ways, together",
 }
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; cells are made safe."""
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)]) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
-def type_name(kind: Any) -> str:
-    """A type as a reader writes it."""
-    origin, inside = get_origin(kind), get_args(kind)
-    if kind is type(None):
-        return "none"
-    if isinstance(kind, NewType):
-        return type_name(kind.__supertype__)
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in inside)
-    if origin in {Union, types.UnionType}:
-        return " or ".join(type_name(one) for one in inside)
-    if origin is not None and hasattr(kind, "__metadata__"):
-        return type_name(inside[0])
-    name = {"SecretStr": "secret", "Path": "path", "str": "text", "bool": "true or false", "int": "whole number"}
-    plain = name.get(getattr(origin or kind, "__name__", ""), getattr(origin or kind, "__name__", "JSON"))
-    listed = [type_name(one) for one in inside if one is not Ellipsis]
-    plain = {"float": "number", "JsonValue": "JSON", "tuple": "list", "frozenset": "list", "dict": "map"}.get(
-        plain, plain
-    )
-    return f"{plain} of {' to '.join(listed)}" if listed else plain
-
-
-def default_of(field: FieldInfo) -> str:
-    """A field's default; those that a process makes for itself are named, not shown."""
-    if field.is_required():
-        return "required"
-    if field.default_factory is not None:
-        made: Any = field.default_factory
-        return "see below" if isinstance(made, types.FunctionType) else f"`{made()}`"
-    if field.default is None:
-        return "none"
-    return f"`{field.default}`" if field.default or isinstance(field.default, (bool, int, float)) else "empty"
-
-
-def bounds(field: FieldInfo) -> str:
-    """What the field's constraints say, as words."""
-    found = [f"{sign} {getattr(one, name)}" for one in field.metadata for name, sign in _SIGNS if hasattr(one, name)]
-    return ", ".join(found)
-
-
-_SIGNS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-
-
-def _described(model: type[BaseModel]) -> str:
-    return (model.__doc__ or "").strip().replace("\n    ", "\n")
 
 
 def settings_page() -> str:
@@ -144,20 +93,15 @@ def settings_page() -> str:
         rows = [
             (
                 f"`{(prefix + name).upper()}`",
-                _with_bounds(field),
+                with_bounds(field),
                 _setting_default(name, field),
                 field.description or "",
             )
             for name, field in kind.model_fields.items()
         ]
-        parts += [f"## {kind.__name__.removesuffix('Settings')}\n", _described(kind) + "\n"]
+        parts += [f"## {kind.__name__.removesuffix('Settings')}\n", described(kind) + "\n"]
         parts.append(table(("name", "type", "default", "meaning"), rows))
     return "\n".join([*parts, _SETTINGS_TAIL])
-
-
-def _with_bounds(field: FieldInfo) -> str:
-    limits = bounds(field)
-    return type_name(field.annotation) + (f"; {limits}" if limits else "")
 
 
 def _setting_default(name: str, field: FieldInfo) -> str:
@@ -185,10 +129,10 @@ def events_page() -> str:
     parts = ["# Events and topics\n", _EVENTS_HEAD, "## Topics\n", _topics()]
     parts += [_CONTEXT, "## Event types\n"]
     for kind in messages.EVENTS.values():
-        parts += [f"### `{kind.TYPE}`\n", f"On `{TOPIC_OF[kind]}`. {_described(kind)}\n", _fields(kind)]
+        parts += [f"### `{kind.TYPE}`\n", f"On `{TOPIC_OF[kind]}`. {described(kind)}\n", _fields(kind)]
     parts.append("## Values inside\n")
     for word in WORDS:
-        parts += [f"### {word.__name__}\n", _described(word) + "\n", _fields(word)]
+        parts += [f"### {word.__name__}\n", described(word) + "\n", _fields(word)]
     return "\n".join([*parts, "## Dead letters\n", _DEAD_HEAD, _dead_headers()])
 
 
@@ -286,6 +230,8 @@ def _leaves(path: str, command: Any) -> Iterable[tuple[str, Any]]:
     if not isinstance(command, TyperGroup):
         yield path, command
         return
+    if command.invoke_without_command:
+        yield path, command
     for name, child in command.commands.items():
         yield from _leaves(f"{path} {name}", child)
 
@@ -319,10 +265,10 @@ def agent_page() -> str:
     parts = ["# Agent files\n", _AGENT_HEAD]
     for part in PARTS:
         rows = [
-            (f"`{name}`", _with_bounds(field), _agent_default(name, field), field.description or _AGENT_WORDS[name])
+            (f"`{name}`", with_bounds(field), _agent_default(name, field), field.description or _AGENT_WORDS[name])
             for name, field in part.model_fields.items()
         ]
-        parts += [f"## {_AGENT_TITLES[part]}\n", _described(part) + "\n"]
+        parts += [f"## {_AGENT_TITLES[part]}\n", described(part) + "\n"]
         parts.append(table(("field", "type", "default", "meaning"), rows))
     return "\n".join([*parts, _AGENT_TAIL])
 
@@ -341,7 +287,7 @@ _AGENT_TITLES: Mapping[type[BaseModel], str] = {
 }
 _AGENT_WORDS: Mapping[str, str] = {
     "policy": "how tools are used",
-    "tools": "the tools that it may be offered: `python`, `shell`",
+    "tools": "the tools that it may be offered: `python`, `shell`, and those of [tool files](tool-file.md)",
     "skills": "by category, 0 to 1: how good it says it is; the router reads it",
     "limits": "where one call ends at the latest",
     "description": "for people; does not change the agent's digest",
@@ -381,6 +327,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "events.md": events_page,
     "settings.md": settings_page,
     "spans.md": spans_page,
+    "tool-file.md": tool_page,
 }
 
 

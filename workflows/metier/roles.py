@@ -113,13 +113,12 @@ def _worker(
     config: Config, system: System, lane: ToolLane, served: Mapping[str, AgentSpec], opened: Mapping[str, Model]
 ) -> AgentWorker:
     from metier_agents.worker import AgentWorker
-    from metier_tools.builtin import BUILTIN
 
     return AgentWorker(
         bus=system.bus,
         journal=system.journal,
         lane=lane,
-        toolbox=BUILTIN,
+        toolbox=compose.toolbox(config),
         agents=served,
         open_model=lambda spec: opened[spec.name],
         grant_key=compose.grant_key(config),
@@ -196,4 +195,12 @@ async def tools(config: Config, stop: asyncio.Event) -> None:
     """The role `metier tools`: Celery in front, containers behind."""
     from metier_tools.serve import serve_tools
 
-    await serve_tools(config.lane, config.sandbox, config.role, stop)
+    toolbox = compose.toolbox(config)
+    await serve_tools(
+        config.lane,
+        config.sandbox,
+        config.role,
+        stop,
+        execution=lambda sandbox: compose.execution(config, toolbox, sandbox),
+        kinds=compose.tool_kinds(config),
+    )

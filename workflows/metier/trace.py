@@ -192,11 +192,12 @@ def _tool(zero: float, turn: ToolTurn, row: ToolCallRow | None) -> TraceNode:
 def _container(result: ToolResult) -> TraceNode:
     start = f"booted in {result.boot_ms:.0f} ms" if result.cold else "warm"
     said = _short(result.stdout or result.stderr)
+    code = f", exit {result.exit_code}" if result.exit_code is not None else ""
     return TraceNode(
         kind="container",
         name=result.container,
         ms=result.wall_ms,
-        note=f"{start}, waited {result.wait_ms:.1f} ms, exit {result.exit_code}, wrote {said!r}",
+        note=f"{start}, waited {result.wait_ms:.1f} ms{code}, wrote {said!r}",
     )
 
 

@@ -1,0 +1,187 @@
+"""The commands under `metier tools`: what there is, whether it is approved, what the engine enforces, and calls by hand.
+
+`cli` registers them; `exec_lines` runs what `execute` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from metier import compose, exec_lines
+from metier.terminal import console
+from metier_infra.errors import BadSpec
+from metier_tools import pins
+from metier_tools.tool import ToolSpec
+from metier_tools.tool_files import Catalogue
+from metier_tools.toolbox import Tool
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
+out = console()
+
+
+def _configured() -> compose.Config:
+    compose.use_local_stack()
+    config = compose.configure()
+    compose.configure_logs("error")
+    return config
+
+
+def list_tools(
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask the MCP servers what they say of their tools now; needs the engine.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show every tool: its kind, limits, digest, and whether it may be called."""
+    config = _configured()
+    rows = [_row(tool) for tool in compose.toolbox(config)]
+    rows += _live_rows(config) if live else []
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("tool", "kind", "profile", "timeout s", "digest", "state")
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in ("name", "kind", "profile", "timeout_s", "digest", "state")))
+    out.print(table)
+
+
+def _row(tool: Tool) -> dict[str, object]:
+    profile = "-" if tool.spec.kind == "function" else tool.profile.key
+    return _described(tool.spec, profile, tool.disabled or "ready")
+
+
+def _described(spec: ToolSpec, profile: str, state: str) -> dict[str, object]:
+    return {
+        "name": spec.name,
+        "kind": spec.kind,
+        "profile": profile,
+        "timeout_s": spec.timeout_s,
+        "digest": spec.digest[:12],
+        "state": state,
+        "description": spec.description,
+        "parameters": spec.parameters,
+    }
+
+
+def _live_rows(config: compose.Config) -> list[dict[str, object]]:
+    """What the servers say now that differs from what was approved, or is new."""
+    known = compose.catalogue(config)
+    approved = pins.load_pins(config.tools.files) if config.tools.files else {}
+    told = _told(config, known, known.servers)
+    judged = [(spec, profile, pins.judge(spec, approved.get(spec.name))) for spec, profile, _ in told]
+    return [_described(spec, profile, f"live: {state}") for spec, profile, state in judged if state]
+
+
+def _told(config: compose.Config, known: Catalogue, servers: Iterable[str]) -> list[tuple[ToolSpec, str, str]]:
+    """What these servers say of their tools: spec, profile, server."""
+    wanted = list(servers)
+    if not wanted:
+        return []
+    with closing(compose.open_sandbox(config, pool=0)) as sandbox:
+        return [
+            (spec.model_copy(update={"timeout_s": known.servers[name].timeout_s}), recipe.profile.key, name)
+            for name in wanted
+            for recipe in [compose.server_recipe(config, known, name)]
+            for spec in sandbox.definitions(recipe)
+        ]
+
+
+def approve(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tools, or MCP servers (all of their tools). None: everything that waits."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Approve tools as they are now: their names, descriptions and schemas. Writes `approved.json` in the tools folder."""
+    config = _configured()
+    if config.tools.files is None:
+        raise BadSpec("METIER_TOOL_FILES is not set: it names the folder of your tool files, where approvals are kept")
+    known = compose.catalogue(config)
+    found = _candidates(config, known, names or [])
+    approved = pins.load_pins(config.tools.files)
+    changes = _changes(found, approved, names or [])
+    for server in {server for _, server in changes.values()}:
+        approved = pins.approve(approved, [spec for spec, by in changes.values() if by == server], server)
+    pins.write_pins(config.tools.files, approved)
+    _tell(changes, as_json=as_json)
+
+
+def _candidates(config: compose.Config, known: Catalogue, names: Iterable[str]) -> dict[str, tuple[ToolSpec, str]]:
+    """Every tool as it is now, with the server that it is of, if any."""
+    wanted = set(names)
+    servers = [name for name in known.servers if not wanted or any(one.split("__")[0] == name for one in wanted)]
+    own = {tool.spec.name: (tool.spec, "") for tool in known.tools}
+    return own | {spec.name: (spec, server) for spec, _, server in _told(config, known, servers)}
+
+
+def _changes(
+    found: Mapping[str, tuple[ToolSpec, str]], approved: pins.Pins, names: Iterable[str]
+) -> dict[str, tuple[ToolSpec, str]]:
+    """Those that are wanted and not approved as they are. Raises `BadSpec` for a name that is none, or what a server must not say."""
+    wanted = set(names)
+    unknown = sorted(wanted - found.keys() - {server for _, server in found.values()})
+    if unknown:
+        raise BadSpec(f"there is no tool or server {unknown[0]!r}; there are {', '.join(sorted(found))}")
+    chosen = {name: one for name, one in found.items() if not wanted or {name, one[1]} & wanted}
+    for spec, server in chosen.values():
+        problem = pins.accept(spec) if server else ""
+        if problem:
+            raise BadSpec(f"the tool {spec.name} cannot be approved: {problem}")
+    return {name: one for name, one in chosen.items() if pins.judge(one[0], approved.get(name))}
+
+
+def _tell(changes: Mapping[str, tuple[ToolSpec, str]], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"approved": sorted(changes)}))
+        return
+    for name, (spec, _) in sorted(changes.items()):
+        out.print(f"approved {name} {spec.digest[:12]}: {spec.description}", markup=False)
+    if not changes:
+        out.print("nothing to approve: every tool is as it was approved")
+
+
+def selftest(as_json: Json = False) -> None:
+    """Prove that the container engine enforces what a sandbox asks of it. Exit code 2 when it does not."""
+    config = _configured()
+    with closing(compose.open_sandbox(config, pool=0)) as sandbox:
+        found, image = sandbox.findings(), sandbox.image
+    well = all(one.holds for one in found)
+    if as_json:
+        checks = [{"name": one.name, "holds": one.holds, "seen": one.seen} for one in found]
+        typer.echo(json.dumps({"ok": well, "image": image, "checks": checks}))
+    else:
+        table = Table("enforced", "", "seen in the container")
+        for one in found:
+            table.add_row(one.name, "yes" if one.holds else "NO", one.seen)
+        out.print(table)
+    if not well:
+        missing = "; ".join(one.name for one in found if not one.holds)
+        typer.echo(f"this container engine does not enforce: {missing}", err=True)
+        raise typer.Exit(2)
+
+
+def execute() -> None:
+    """Run tool calls from standard input, one JSON object a line, and write one JSON object a line in the same order.
+
+    In: `{"id", "tool", "arguments", "timeout_s"?, "lease"?, "files"?: {path: base64}, "take"?: [path]}`. Calls of one lease share a
+    container, one after another; others do not. Exit code 1 when a call could not be carried out at all.
+    """
+    config = _configured()
+    toolbox, threads = compose.toolbox(config), config.sandbox.limit
+    try:
+        with closing(compose.open_sandbox(config, limit=exec_lines.CONTAINERS, idle_s=3600.0)) as sandbox:
+            execution = compose.execution(config, toolbox, sandbox)
+            lines = exec_lines.Lines(execution, toolbox, sandbox, threads=threads)
+            well = lines.run(sys.stdin.buffer, sys.stdout.buffer)
+    except BrokenPipeError:
+        raise typer.Exit(1) from None
+    if not well:
+        raise typer.Exit(1)

@@ -1,0 +1,212 @@
+"""Tool calls as lines of JSON: what `metier tools exec` reads and writes.
+
+Calls run on a few threads, those of one lease one after another in the order of their lines; answers are written in that order too, each
+as soon as it and all before it are there.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import queue
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import IO, Annotated, TypeVar
+
+from pydantic import AfterValidator, Field, JsonValue, ValidationError
+
+from metier_infra.declared import Declared
+from metier_infra.errors import MetierError
+from metier_infra.messages import CallId, RunId, ToolCallId
+from metier_tools.execution import Execution
+from metier_tools.sandbox import Sandbox
+from metier_tools.tool import FileRef, ToolCall, ToolResult
+from metier_tools.toolbox import Toolbox
+
+CONTAINERS = 64
+"""How many containers the leases of one command may have at a time."""
+LONGEST_LINE = 64 * 1024 * 1024
+"""A longer line is refused; bytes."""
+WAIT_S = 60.0
+"""How long a call may wait for a container beyond its own time; seconds."""
+AHEAD = 256
+"""How many lines are read before the first of them is answered."""
+T = TypeVar("T")
+
+
+def _base64(text: str) -> str:
+    base64.b64decode(text, validate=True)
+    return text
+
+
+class Asked(Declared):
+    """One line in."""
+
+    id: str
+    tool: str
+    arguments: dict[str, JsonValue]
+    timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    lease: str | None = Field(None, max_length=200)
+    files: dict[str, Annotated[str, AfterValidator(_base64)]] = Field(default_factory=dict[str, str])
+    take: tuple[str, ...] = ()
+
+
+class _Named(Declared, extra="ignore"):
+    id: str
+
+
+class Turns:
+    """Work on a few threads: that of one key in order, one at a time; other work whenever there is a thread."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="exec")
+        self._lock = threading.Lock()
+        self._waiting: dict[str, deque[Callable[[], None]]] = {}
+
+    def submit(self, key: str, work: Callable[[], T]) -> Future[T]:
+        """Do the work when it is its turn."""
+        done: Future[T] = Future()
+
+        def turn() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+            finally:
+                self._next(key)
+
+        with self._lock:
+            line = self._waiting.get(key)
+            if line is None:
+                self._waiting[key] = deque()
+                self._threads.submit(turn)
+            else:
+                line.append(turn)
+        return done
+
+    def _next(self, key: str) -> None:
+        with self._lock:
+            if self._waiting[key]:
+                self._threads.submit(self._waiting[key].popleft())
+            else:
+                del self._waiting[key]
+
+    def close(self) -> None:
+        """Wait for all that was submitted."""
+        self._threads.shutdown()
+
+
+class Lines:
+    """Reads calls, runs them, writes what came of them."""
+
+    def __init__(self, execution: Execution, toolbox: Toolbox, sandbox: Sandbox, *, threads: int) -> None:
+        self._execution, self._toolbox, self._sandbox = execution, toolbox, sandbox
+        self._turns, self._releasing = Turns(threads), ThreadPoolExecutor(2, thread_name_prefix="release")
+        self._answers: queue.Queue[Future[bytes] | None] = queue.Queue(AHEAD)
+        self._well = True
+
+    def run(self, lines: IO[bytes], out: IO[bytes]) -> bool:
+        """Until the lines end; whether every call could be carried out."""
+        reader = threading.Thread(target=self._read, args=(lines,), name="exec-reader", daemon=True)
+        reader.start()
+        while (answer := self._answers.get()) is not None:
+            out.write(answer.result())
+            out.flush()
+        self._turns.close()
+        self._releasing.shutdown()
+        return self._well
+
+    def _read(self, lines: IO[bytes]) -> None:
+        while line := lines.readline(LONGEST_LINE + 1):
+            if len(line) > LONGEST_LINE:
+                _skip(lines, line)
+                self._answers.put(_done(_refused(None, f"a line is at most {LONGEST_LINE} bytes")))
+            elif line.strip():
+                self._answers.put(self._answer(line))
+        self._answers.put(None)
+
+    def _answer(self, line: bytes) -> Future[bytes]:
+        try:
+            asked = Asked.model_validate_json(line)
+        except ValidationError as error:
+            return _done(_refused(_id_of(line), f"not a tool call: {_reason(error)}"))
+        lease = f"lease-{asked.lease}" if asked.lease is not None else f"call-{uuid.uuid4().hex}"
+        return self._turns.submit(lease, lambda: self._run(asked, lease))
+
+    def _run(self, asked: Asked, lease: str) -> bytes:
+        try:
+            result = self._execution.run(self._call(asked, lease), lambda _: nullcontext())
+        except MetierError as error:
+            self._well = False
+            return _line(asked.id, ToolResult(status="died", stderr=f"{error.code}: {error}"))
+        finally:
+            if asked.lease is None:
+                self._releasing.submit(self._sandbox.release, lease)
+        return _line(asked.id, result)
+
+    def _call(self, asked: Asked, lease: str) -> ToolCall:
+        spec = self._toolbox.spec(asked.tool)
+        timeout_s = asked.timeout_s or (spec.timeout_s if spec else 1.0)
+        return ToolCall(
+            tool_call_id=ToolCallId(uuid.uuid4().hex),
+            run_id=RunId(lease),
+            call_id=CallId(lease),
+            tool=asked.tool,
+            digest=spec.digest if spec else "",
+            arguments=asked.arguments,
+            files={path: FileRef.holding(base64.b64decode(text)) for path, text in asked.files.items()},
+            take=asked.take,
+            deadline=time.time() + timeout_s + WAIT_S,
+            timeout_s=timeout_s,
+            grant="",
+        )
+
+
+def _skip(lines: IO[bytes], line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = lines.readline(LONGEST_LINE)
+
+
+def _done(answer: bytes) -> Future[bytes]:
+    done: Future[bytes] = Future()
+    done.set_result(answer)
+    return done
+
+
+def _id_of(line: bytes) -> str | None:
+    try:
+        return _Named.model_validate_json(line).id
+    except ValidationError:
+        return None
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'line'}: {first['msg']}"
+
+
+def _refused(name: str | None, why: str) -> bytes:
+    return _line(name, ToolResult(status="refused", stderr=why))
+
+
+def _line(name: str | None, result: ToolResult) -> bytes:
+    told: dict[str, object] = {
+        "id": name,
+        "status": result.status,
+        "exit_code": result.exit_code,
+        "stdout": result.stdout,
+        "stderr": result.stderr,
+        "truncated": result.truncated,
+        "wall_ms": result.wall_ms,
+        "container": result.container,
+        "image": result.image,
+    }
+    if result.files or result.left_out:
+        told["files"] = {path: file.inline or {"sha256": file.sha256} for path, file in result.files.items()}
+        told["left_out"] = result.left_out
+    return json.dumps(told, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
