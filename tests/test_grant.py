@@ -16,19 +16,7 @@ OTHER = FileRef(sha256="b2", size=3, inline="YWJj")
 
 
 def signed(*, expires: float = NOW + 60, deadline: float = NOW + 30, key: bytes = KEY) -> ToolCall:
-    text = grant.sign(
-        key,
-        run_id="run",
-        call_id="call",
-        tool_call_id="tool-call",
-        tool="python",
-        digest="of the spec",
-        arguments={"code": "print(1)", "n": [1, 2.5, None]},
-        expires=expires,
-        files={"in.csv": FILE},
-        take=("out.csv", "log"),
-    )
-    return ToolCall(
+    call = ToolCall(
         tool_call_id=ToolCallId("tool-call"),
         run_id=RunId("run"),
         call_id=CallId("call"),
@@ -39,8 +27,9 @@ def signed(*, expires: float = NOW + 60, deadline: float = NOW + 30, key: bytes 
         take=("out.csv", "log"),
         deadline=deadline,
         timeout_s=5,
-        grant=text,
+        grant="",
     )
+    return grant.granted(key, call, expires=expires)
 
 
 def test_a_grant_lets_its_own_call_through_also_after_it_travelled() -> None:
@@ -61,6 +50,8 @@ def test_a_grant_lets_its_own_call_through_also_after_it_travelled() -> None:
         {"digest": "of another spec"},
         {"files": {}},
         {"files": {"in.csv": OTHER}},
+        {"files": {"in.csv": FILE.model_copy(update={"inline": "eHh4"})}},
+        {"timeout_s": 400},
         {"files": {"other.csv": FILE}},
         {"files": {"in.csv": FILE, "more.csv": FILE}},
         {"take": ()},

@@ -9,7 +9,6 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from pydantic import JsonValue
 
 from metier_infra.blobs import FolderBlobs
 from metier_infra.errors import LaneGone, MetierError, ServerBroken, ToolCancelled
@@ -103,22 +102,19 @@ class Counter:
 
 
 def order(reply_list: str, *, key: bytes = KEY) -> bytes:
-    digest, deadline = BUILTIN.specs(["python"])[0].digest, time.time() + 30
-    arguments: dict[str, JsonValue] = {"code": "1"}
-    signed = grant.sign(
-        key, run_id="r", call_id="c", tool_call_id="t", tool="python", digest=digest, arguments=arguments, expires=deadline
-    )  # fmt: skip
+    deadline = time.time() + 30
     call = ToolCall(
         tool_call_id=ToolCallId("t"),
         run_id=RunId("r"),
         call_id=CallId("c"),
         tool="python",
-        digest=digest,
-        arguments=arguments,
+        digest=BUILTIN.specs(["python"])[0].digest,
+        arguments={"code": "1"},
         deadline=deadline,
         timeout_s=10,
-        grant=signed,
+        grant="",
     )
+    call = grant.granted(key, call, expires=deadline)
     return Order(call=call.model_dump_json(), reply_list=reply_list).model_dump_json().encode()
 
 

@@ -89,16 +89,6 @@ class Hands:
 
     async def _send(self, row: ToolCallRow, spec: ToolSpec, deadline: float, span: telemetry.Span) -> ToolResult:
         ends = min(deadline, time.time() + spec.timeout_s + QUEUE_S)
-        signed = grant.sign(
-            self.key,
-            run_id=row.run_id,
-            call_id=row.call_id,
-            tool_call_id=row.tool_call_id,
-            tool=row.tool,
-            digest=spec.digest,
-            arguments=row.arguments,
-            expires=ends,
-        )
         made = ToolCall(
             tool_call_id=row.tool_call_id,
             run_id=row.run_id,
@@ -108,11 +98,11 @@ class Hands:
             arguments=row.arguments,
             deadline=ends,
             timeout_s=spec.timeout_s,
-            grant=signed,
+            grant="",
             traceparent=span.traceparent,
         )
         try:
-            return await self.lane.call(made)
+            return await self.lane.call(grant.granted(self.key, made, expires=ends))
         except DeadlineMissed as error:
             if ends >= deadline:
                 raise

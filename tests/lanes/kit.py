@@ -44,29 +44,19 @@ def execution(sandbox: Sandbox) -> Execution:
 
 
 def tool_call(
-    code: str = "print(6*7)", *, run: str | None = None, tool: str = "python", left_s: float = 20.0, key: bytes = KEY, **change: JsonValue
+    code: str = "print(6*7)", *, run: str | None = None, tool: str = "python", left_s: float = 20.0, timeout_s: float = 10.0, key: bytes = KEY, **change: JsonValue
 ) -> ToolCall:  # fmt: skip
     spec, ids = (
         BUILTIN.spec(tool),
         {"run_id": run or uuid.uuid4().hex, "call_id": "call", "tool_call_id": uuid.uuid4().hex},
     )
     given = {**ids, "tool": tool, "digest": spec.digest if spec else "of no tool", "arguments": {"code": code}}
-    made = ToolCall.model_validate({**given, "deadline": time.time() + left_s, "timeout_s": 10.0, "grant": ""})
+    made = ToolCall.model_validate({**given, "deadline": time.time() + left_s, "timeout_s": timeout_s, "grant": ""})
     return granted(made, made.deadline, key).model_copy(update=change)
 
 
 def granted(call: ToolCall, expires: float, key: bytes = KEY) -> ToolCall:
-    signed = grant.sign(
-        key,
-        run_id=call.run_id,
-        call_id=call.call_id,
-        tool_call_id=call.tool_call_id,
-        tool=call.tool,
-        digest=call.digest,
-        arguments=call.arguments,
-        expires=expires,
-    )
-    return call.model_copy(update={"grant": signed})
+    return grant.granted(key, call, expires=expires)
 
 
 def granted_anew(call: ToolCall) -> ToolCall:
