@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -16,8 +18,10 @@ from metier_tools import owner
 from metier_tools.bare import judge, spoken
 from metier_tools.docker_engine import Ended
 from metier_tools.docker_sandbox import DockerSandbox
+from metier_tools.limits import USERS
 from metier_tools.profile import Egress, Profile
 from metier_tools.sandbox import Outcome, Recipe, Request, Server
+from metier_tools.warden import Warden
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,24 @@ def test_every_end_of_a_command_is_an_outcome(sandbox: DockerSandbox, bare_image
     assert found["flood"].truncated
 
 
+def test_a_command_that_is_ended_from_outside_has_died(sandbox: DockerSandbox, bare_image: str) -> None:
+    with sandbox.hold("ended", 20, Recipe(Profile(name="bare", image=bare_image))) as held:
+        threading.Timer(0.5, held.stop).start()
+        outcome = held.run(command("sh", "-c", "echo half; sleep 20; echo whole", timeout_s=30))
+    assert (outcome.status, outcome.exit_code, outcome.stdout) == ("died", None, "half\n")
+
+
+def test_there_is_one_warden_however_many_ask_for_it_at_once() -> None:
+    warden = Warden("nobody", None)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: warden.post(), range(32)))
+    said = subprocess.run(
+        ["pgrep", "-f", "metier_tools.warden nobody"], capture_output=True, text=True, check=False
+    ).stdout
+    warden.call_off()
+    assert len(said.split()) == 1
+
+
 def test_each_call_has_a_container_of_its_own(sandbox: DockerSandbox, bare_image: str) -> None:
     recipe = Recipe(Profile(name="bare", image=bare_image))
     seen: list[str] = []
@@ -77,7 +99,7 @@ def test_each_call_has_a_container_of_its_own(sandbox: DockerSandbox, bare_image
 def test_the_walls_are_the_same(sandbox: DockerSandbox, bare_image: str) -> None:
     script = "id -u; touch /x 2>&1; cat /proc/self/status | grep -E '^(CapEff|NoNewPrivs|Seccomp):'"
     seen = run(sandbox, bare_image, command("sh", "-c", script)).stdout
-    assert "65534" in seen
+    assert int(seen.split()[0]) in USERS
     assert "Read-only file system" in seen
     assert "CapEff:\t0000000000000000" in seen
     assert "NoNewPrivs:\t1" in seen
@@ -139,6 +161,7 @@ HOLDER = """
 import os, sys
 from metier_infra.settings import SandboxSettings
 from metier_tools.docker_sandbox import DockerSandbox
+from metier_tools.limits import USERS
 from metier_tools.profile import Profile
 from metier_tools.sandbox import Recipe, Request
 box = DockerSandbox(SandboxSettings(image=os.environ["METIER_SANDBOX_IMAGE"], pool=0, limit=4))
@@ -176,7 +199,7 @@ def until(ready: Callable[[], bool], within_s: float) -> bool:
     [(0, True, ("ok", 0)), (3, False, ("error", 3)), (137, True, ("oom", -9)), (139, False, ("error", -11))],
 )
 def test_one_word_for_each_end(code: int, memory: bool, said: tuple[str, int]) -> None:
-    assert judge(Ended.model_validate({"ExitCode": code, "OOMKilled": memory})) == said
+    assert judge(Ended.model_validate({"Running": False, "ExitCode": code, "OOMKilled": memory})) == said
 
 
 def test_words_reach_the_command_as_they_are() -> None:

@@ -22,6 +22,7 @@ from pydantic import JsonValue
 from metier_infra.errors import EngineGone, LaneGone, MissingService
 from metier_infra.settings import SandboxSettings
 from metier_tools import limits, owner, selftest
+from metier_tools.docker_engine import Engine
 from metier_tools.docker_sandbox import DockerSandbox
 from metier_tools.limits import Place, host
 from metier_tools.profile import Profile
@@ -144,7 +145,7 @@ def test_limits_that_do_not_hold_when_tried_are_named_although_they_read_well() 
 
 
 WELL = selftest.Seen(
-    uid=65534, gid=65534, capabilities=0, no_new_privileges=1, seccomp=2, read_only=True, scratch=["noexec", "nosuid", "nodev"],
+    uid=63000, gid=65534, capabilities=0, no_new_privileges=1, seccomp=2, read_only=True, scratch=["noexec", "nosuid", "nodev"],
     interfaces=["lo"], connect=101, vsock=1, io_uring=1, pids=64, memory=256 << 20, swap=0,
 )  # fmt: skip
 
@@ -195,6 +196,43 @@ def test_a_single_use_profile_gives_each_call_a_container_of_its_own() -> None:
     assert len(set(seen)) == 2
 
 
+def test_each_container_has_a_user_of_its_own_so_what_the_kernel_counts_by_user_is_not_shared() -> None:
+    sandbox = DockerSandbox(settings())
+    hog = (
+        "import ctypes, os, time\nlibc, count = ctypes.CDLL(None), 0\n"
+        "while count < 200 and libc.inotify_init1(0) >= 0: count += 1\nprint(os.getuid(), count, flush=True); time.sleep(2)"
+    )
+
+    def seen(lease: str) -> list[str]:
+        with sandbox.hold(lease, 20) as held:
+            return held.run(Request("python", hog, 10)).stdout.split()
+
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(seen, ("a", "b"))
+    finally:
+        sandbox.close()
+    assert first[0] != second[0]
+    assert int(first[1]) == int(second[1]) > 50
+
+
+def test_a_door_that_is_not_there_is_no_folder_made_by_the_engine(tmp_path: Path) -> None:
+    door = tmp_path / "door"
+    config = limits.container(Profile(), IMAGE, ["true"], {}, Place(door=str(door)))
+    with pytest.raises(EngineGone, match="refused"):
+        Engine(None).create(config)
+    assert not door.exists()
+
+
+def test_files_of_any_name_can_be_put(box: DockerSandbox) -> None:
+    for name in (".stdin", ".script"):
+        with box.hold("names", 20) as held:
+            files = {name: b"x"}
+            assert held.run(Request("shell", f"cat {name}; cat", 5, stdin=b"y", files=files)).stdout == "xy"
+            long = f"cat {name}; cat #" + "x" * 110_000
+            assert held.run(Request("shell", long, 5, stdin=b"y", files=files)).stdout == "xy"
+
+
 def test_an_operator_chooses_runtime_and_cgroup() -> None:
     options = host(Profile(), Place(runtime="runsc", cgroup_parent="/sandboxes"))
     assert (options["Runtime"], options["CgroupParent"]) == ("runsc", "/sandboxes")
@@ -238,6 +276,7 @@ def test_a_call_in_hand_ends_when_the_sandbox_is_closed() -> None:
 HOLDER = """
 import sys, threading, time
 from metier_infra.settings import SandboxSettings
+from metier_tools.docker_engine import Engine
 from metier_tools.docker_sandbox import DockerSandbox
 from metier_tools.sandbox import Request
 box = DockerSandbox(SandboxSettings(image=sys.argv[1], pool=2, limit=4))
@@ -264,8 +303,8 @@ def test_containers_end_with_the_process_that_holds_them_even_busy_ones() -> Non
 def test_orphans_of_dead_owners_are_removed_and_nobody_elses() -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    host_name = os.uname().nodename
-    labels = (f"{host_name}|{dead.pid}|1", f"another-{host_name}|1|1", owner.me())
+    here = owner.me().rsplit("|", 2)[0]
+    labels = (f"{here}|{dead.pid}|1", f"another-{here}|1|1", owner.me())
     made = [
         subprocess.run(
             ["docker", "create", "--network", "none", "--label", f"{owner.LABEL}={label}", IMAGE, "true"], check=True, capture_output=True, text=True
@@ -281,13 +320,17 @@ def test_orphans_of_dead_owners_are_removed_and_nobody_elses() -> None:
         subprocess.run(["docker", "rm", "-f", *made[1:]], check=True, capture_output=True)
 
 
+HERE = owner.me().rsplit("|", 2)[0]
+
+
 @pytest.mark.parametrize(
     ("bearer", "orphan"),
     [
-        (f"{os.uname().nodename}|1|no-such-start", True),
+        (f"{HERE}|1|no-such-start", True),
         ("another-host|1|1", False),
         ("nonsense", False),
-        (f"{os.uname().nodename}|x|1", False),
+        (f"{HERE}|x|1", False),
+        (f"{HERE.replace('[', '[9')}|1|no-such-start", False),
         (owner.me(), False),
     ],
 )
@@ -304,7 +347,8 @@ class Gate:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._passing = asyncio.Event()
+        self._passing.set()
 
     def open(self) -> None:
         self._do(self._open())
@@ -320,8 +364,13 @@ class Gate:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                await self._passing.wait()
                 writer.write(data)
             writer.write_eof()
+
+    def freeze(self) -> None:
+        """From now on nothing passes, and nothing is refused."""
+        self._loop.call_soon_threadsafe(self._passing.clear)
 
     def shut(self) -> None:
         self._do(self._shut())
@@ -350,6 +399,20 @@ def gate(tmp_path: Path) -> Generator[Gate]:
     made.open()
     yield made
     made.end()
+
+
+def test_an_engine_that_says_nothing_holds_up_nobody(gate: Gate) -> None:
+    sandbox = DockerSandbox(settings(limit=2), base_url=f"unix://{gate.path}")
+    try:
+        assert python(sandbox, "print(1)").stdout == "1\n"
+        gate.freeze()
+        began = time.monotonic()
+        with pytest.raises(LaneGone), sandbox.hold("new", 1.0):
+            pass
+        assert time.monotonic() - began < 3.0
+    finally:
+        gate.shut()
+        sandbox.close()
 
 
 def test_an_engine_that_dies_is_retriable_and_found_again_when_it_is_back(gate: Gate) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -165,6 +166,64 @@ def test_a_boot_that_fails_is_told_and_leaves_room() -> None:
         use(pool, "a")
     assert use(pool, "a") == 1
     pool.close()
+
+
+def test_a_boot_that_takes_too_long_is_not_waited_for_and_its_container_is_buried() -> None:
+    yard, go_on = Yard(), threading.Event()
+
+    def boot(kind: str) -> Fake:
+        go_on.wait(30)
+        return yard.boot(kind)
+
+    pool = Pool(boot, yard.bury, "plain", Sizes(warm=0, limit=1, idle_s=60))
+    pool.start()
+    with pytest.raises(LaneGone, match="could be started in time"):
+        use(pool, "a", 0.1)
+    with pytest.raises(LaneGone, match="all are in use"):
+        use(pool, "b", 0.1)
+    go_on.set()
+    assert until(lambda: yard.buried == [0], 5)
+    assert use(pool, "b") == 1
+    pool.close()
+
+
+def test_boots_that_hang_hold_up_no_other_lease() -> None:
+    yard, go_on = Yard(), threading.Event()
+
+    def boot(kind: str) -> Fake:
+        if kind == "hangs":
+            go_on.wait(30)
+        return yard.boot(kind)
+
+    pool = Pool(boot, yard.bury, "plain", Sizes(warm=0, limit=8, idle_s=60))
+    pool.start()
+    with ThreadPoolExecutor(6) as threads:
+        hanging = [threads.submit(use, pool, f"h{n}", 20.0, "hangs") for n in range(6)]
+        assert use(pool, "well", 5.0) == 0
+        go_on.set()
+        assert sorted(one.result(10) for one in hanging) == [1, 2, 3, 4, 5, 6]
+    pool.close()
+
+
+def test_a_container_that_boots_while_the_pool_is_closed_is_buried_all_the_same() -> None:
+    yard, booting, go_on = Yard(), threading.Event(), threading.Event()
+
+    def boot(kind: str) -> Fake:
+        booting.set()
+        go_on.wait(30)
+        return yard.boot(kind)
+
+    pool = Pool(boot, yard.bury, "plain", Sizes(warm=0, limit=1, idle_s=60))
+    pool.start()
+    with ThreadPoolExecutor(2) as threads:
+        asking = threads.submit(use, pool, "a", 20.0)
+        assert booting.wait(5)
+        closing = threads.submit(pool.close)
+        go_on.set()
+        closing.result(10)
+        with pytest.raises(LaneGone, match="closed"):
+            asking.result(5)
+    assert until(lambda: yard.buried == [0], 5)
 
 
 def test_a_lease_has_a_container_of_each_kind_and_loses_all_of_them_at_once() -> None:

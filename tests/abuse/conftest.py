@@ -54,7 +54,7 @@ print(json.dumps({
     'more_descriptors': os.listdir('/proc/self/fd')[3:-1],
     'environment': {name: value for name, value in os.environ.items() if name != 'HOSTNAME'},
     'folder': os.getcwd(), 'mask': os.umask(0), 'leader': os.getsid(0) == os.getpid(),
-    'identity': status('self', 'Uid', 'Gid', 'Groups', 'CapEff', 'CapBnd', 'NoNewPrivs', 'Seccomp') + status(1, 'Uid', 'CapEff', 'Seccomp'),
+    'identity': [[word.replace(str(os.getuid()), 'own') for word in words] for words in status('self', 'Uid', 'Gid', 'Groups', 'CapEff', 'CapBnd', 'NoNewPrivs', 'Seccomp') + status(1, 'Uid', 'CapEff', 'Seccomp')],
     'signals': status('self', 'SigBlk', 'SigIgn', 'SigCgt', 'SigPnd', 'ShdPnd') + status(1, 'SigBlk', 'SigIgn', 'SigCgt', 'SigPnd', 'ShdPnd'),
     'timers': [signal.getitimer(kind) for kind in range(3)],
     'limits': [(resource.getrlimit(n), resource.prlimit(1, n)) for n in range(16)],
@@ -93,7 +93,7 @@ def settled(look: Callable[[], list[str]], within_s: float = 10.0) -> list[str]:
 
 
 def processes() -> dict[str, tuple[str, bool]]:
-    """This host's processes of uid 65534: the container by whose cgroup each is counted ("" when by none), and whether it is a PID 1."""
+    """This host's processes of group 65534: the container by whose cgroup each is counted ("" when by none), and whether it is a PID 1."""
     found: dict[str, tuple[str, bool]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -101,7 +101,7 @@ def processes() -> dict[str, tuple[str, bool]]:
                 status, cgroup = (entry / "status").read_text(), (entry / "cgroup").read_text()
             except OSError:
                 continue
-            if re.search(rf"^Uid:\t{NOBODY}\b", status, re.MULTILINE):
+            if re.search(rf"^Gid:\t{NOBODY}\b", status, re.MULTILINE):
                 container = re.search(r"[0-9a-f]{64}", cgroup)
                 first = re.search(r"^NSpid:.*\s1$", status, re.MULTILINE)
                 found[entry.name] = (container[0] if container else "", first is not None)

@@ -9,7 +9,7 @@ import pytest
 
 from metier_tools.sandbox import Outcome
 
-NOBODY, NOTHING = ["65534"] * 4, "0000000000000000"
+OWN, NOBODY, NOTHING = ["own"] * 4, ["65534"] * 4, "0000000000000000"
 
 
 def test_what_all_others_are_compared_with_is_as_it_should_be(pristine: dict[str, object]) -> None:
@@ -18,14 +18,14 @@ def test_what_all_others_are_compared_with_is_as_it_should_be(pristine: dict[str
     assert (pristine["descriptors"], pristine["more_descriptors"]) == (["null", "pipe", "pipe"], [])
     assert (pristine["folder"], pristine["mask"], pristine["leader"]) == ("/tmp", 0o22, True)
     assert pristine["identity"] == [
-        NOBODY,
+        OWN,
         NOBODY,
         ["65534"],
         [NOTHING],
         [NOTHING],
         ["1"],
         ["2"],
-        NOBODY,
+        OWN,
         [NOTHING],
         ["2"],
     ]

@@ -48,7 +48,7 @@ SLOW_PID1 = "import os, resource\ntry: {slow}\nexcept OSError: pass\nfor n in ra
 SLOWERS = {
     "nice": "os.setpriority(os.PRIO_PROCESS, 1, 19)",
     "idle": "os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))",
-    "all of the user": "os.setpriority(os.PRIO_USER, 65534, 19)",
+    "all of the user": "os.setpriority(os.PRIO_USER, os.getuid(), 19)",
     "one processor": "os.sched_setaffinity(1, {min(os.sched_getaffinity(0))}); os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})",
     "batch": "os.sched_setscheduler(1, os.SCHED_BATCH, os.sched_param(0)); os.setpriority(os.PRIO_PROCESS, 1, 19)",
 }  # fmt: skip

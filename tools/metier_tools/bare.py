@@ -44,7 +44,7 @@ class Ended(Protocol):
 class BareLine:
     """See `line.Line`. `ended` asks the engine how the container ended; it serves one call."""
 
-    def __init__(self, line: socket.socket, profile: Profile, ended: Callable[[], Ended]) -> None:
+    def __init__(self, line: socket.socket, profile: Profile, ended: Callable[[], Ended | None]) -> None:
         self._line, self._profile, self._ended = line, profile, ended
         self._demux = Demux()
         self._in_use = threading.Lock()
@@ -109,8 +109,10 @@ def spoken(request: Request) -> bytes:
     return f"exec {quoted}\n".encode() + request.stdin
 
 
-def judge(ended: Ended) -> tuple[Verdict, int | None]:
-    """One word for how the command ended, and its exit code, negative for a signal."""
+def judge(ended: Ended | None) -> tuple[Verdict, int | None]:
+    """One word for how the command ended, and its exit code, negative for a signal. None: its streams ended, and it did not."""
+    if ended is None:
+        return "died", None
     code = ended.exit_code if ended.exit_code <= 128 else 128 - ended.exit_code
     if code == 0:
         return "ok", 0

@@ -6,6 +6,7 @@ Python, with a server under it if the recipe has one; else the server itself, or
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import socket
 import tempfile
@@ -51,6 +52,7 @@ class Box:
     line: Line
     proxy: EgressProxy | None
     goes_by_itself: bool
+    user: int
 
     def alive(self) -> bool:
         """See `pool.Poolable`."""
@@ -84,6 +86,7 @@ class Boot:
         self._lock = threading.Lock()
         self._images: dict[str, str] = {}
         self._pythonic: dict[str, bool] = {}
+        self._users: set[int] = set()
         self.names = {"probe"}
 
     def image_of(self, profile: Profile) -> str:
@@ -127,8 +130,9 @@ class Boot:
 
     def _boxed(self, name: str, plan: _Plan) -> Box:
         with ExitStack() as undo:
-            proxy = self._proxy(plan.recipe.profile, undo)
-            container = self._engine.create(self._config(name, plan, proxy))
+            proxy, user = self._proxy(plan.recipe.profile, undo), self._user()
+            undo.callback(self._users.discard, user)
+            container = self._engine.create(self._config(name, plan, proxy, user))
             undo.callback(self._engine.remove, container)
             try:
                 stream = undo.enter_context(self._engine.attach(container))
@@ -137,15 +141,24 @@ class Boot:
                 raise EngineGone(f"the sandbox container {container[:12]} vanished while it started") from error
             line = self._line(container, stream, plan)
             undo.pop_all()
-            return Box(container, name, plan.image, line, proxy, plan.ours)
+            return Box(container, name, plan.image, line, proxy, plan.ours, user)
 
-    def _config(self, name: str, plan: _Plan, proxy: EgressProxy | None) -> dict[str, JsonValue]:
+    def _user(self) -> int:
+        """A number that no other container of ours has now; where there are more containers than numbers, any."""
+        with self._lock:
+            free = [user for user in limits.USERS if user not in self._users] or limits.USERS
+            user = secrets.choice(free)
+            self._users.add(user)
+            return user
+
+    def _config(self, name: str, plan: _Plan, proxy: EgressProxy | None, user: int) -> dict[str, JsonValue]:
         if not plan.ours:
             self._warden.post()
         place = limits.Place(
             runtime=self._settings.runtime,
             cgroup_parent=self._settings.cgroup_parent,
             door=str(proxy.path) if proxy else None,
+            user=user,
             stays=not plan.ours,
         )
         labels = {owner.LABEL: self._owner, owner.BOX: name}
@@ -188,6 +201,7 @@ class Boot:
             if box.proxy is not None:
                 box.proxy.close()
                 shutil.rmtree(box.proxy.path.parent, ignore_errors=True)
+            self._users.discard(box.user)
             self.names.discard(box.name)
 
     def close(self) -> None:

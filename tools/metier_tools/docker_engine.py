@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -23,8 +24,10 @@ from metier_tools import owner
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
-ENGINE_S = 15
+ENGINE_S = 15.0
 """How long the engine may take for one request; seconds."""
+SOON_S = 1.0
+"""And for what a caller waits for; seconds."""
 _ATTACH = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
 
 
@@ -34,6 +37,10 @@ class Vanished(Exception):
 
 class _Stream(Protocol):
     def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class _Closable(Protocol):
     def close(self) -> None: ...
 
 
@@ -85,6 +92,7 @@ class _Image(BaseModel):
 class Ended(BaseModel):
     """How a container ended."""
 
+    running: bool = Field(alias="Running")
     exit_code: int = Field(alias="ExitCode")
     out_of_memory: bool = Field(alias="OOMKilled")
 
@@ -107,36 +115,43 @@ class Engine:
         self.base_url = base_url
         self._local = threading.local()
 
-    def ask(self, work: Callable[[_Client], T]) -> T:
+    def ask(self, work: Callable[[_Client], T], within_s: float = ENGINE_S) -> T:
         """Do one thing with the engine. Raises `EngineGone`, and `Vanished` for what is not there."""
         try:
-            return work(self._client())
+            return work(self._client(within_s))
         except NotFound as error:
             raise Vanished(str(error.explanation or error)) from error
         except APIError as error:
             raise EngineGone(f"the container engine refused: {error.explanation or error}") from error
         except (DockerException, RequestException, OSError) as error:
-            self._drop()
+            self._drop(within_s)
             raise EngineGone(f"the container engine does not answer: {error}") from error
 
-    def _drop(self) -> None:
-        """Forget this thread's client: its connections may be dead."""
-        client: _Client | None = getattr(self._local, "client", None)
-        self._local.client = None
+    def _clients(self) -> dict[float, _Client]:
+        """This thread's clients, by how long they wait."""
+        clients: dict[float, _Client] = self._local.__dict__.setdefault("clients", {})
+        return clients
+
+    def _drop(self, within_s: float) -> None:
+        """Forget a client: its connections may be dead."""
+        client = self._clients().pop(within_s, None)
         if client is not None:
             client.close()
 
-    def _client(self) -> _Client:
-        client: _Client | None = getattr(self._local, "client", None)
-        if client is None:
-            client = self._local.client = self._connect()
-        return client
+    def _client(self, within_s: float) -> _Client:
+        clients = self._clients()
+        if within_s not in clients:
+            clients[within_s] = self._connect(within_s)
+        return clients[within_s]
 
-    def _connect(self) -> _Client:
+    def _connect(self, within_s: float) -> _Client:
         given = kwargs_from_env()
+        if given.get("tls"):
+            raise MissingService(
+                "a container engine behind TLS cannot be attached to yet: forward its socket, as with `ssh -L`, and name that in DOCKER_HOST"
+            )
         base_url = self.base_url or given.get("base_url")
-        tls = given.get("tls", False)
-        return cast("_Client", APIClient(base_url, version="auto", timeout=ENGINE_S, tls=tls, max_pool_size=4))
+        return cast("_Client", APIClient(base_url, version="auto", timeout=math.ceil(within_s), max_pool_size=4))
 
     @property
     def local(self) -> bool:
@@ -147,7 +162,7 @@ class Engine:
     def answers(self) -> bool:
         """Whether the engine is there."""
         try:
-            return bool(self.ask(lambda client: client.ping()))
+            return bool(self.ask(lambda client: client.ping(), SOON_S))
         except EngineGone:
             return False
 
@@ -182,7 +197,7 @@ class Engine:
     def attach(self, container: str) -> socket.socket:
         """The container's standard streams, as a socket of our own. To be called before `start`, or its first words are lost."""
         stream = self.ask(lambda client: client.attach_socket(container, params=_ATTACH))
-        with closing(stream):
+        with closing(stream), closing(cast("_Closable", vars(stream)["_response"])):  # the two hold each other
             return socket.fromfd(stream.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
     def start(self, container: str) -> None:
@@ -199,9 +214,13 @@ class Engine:
             return False
         return True
 
-    def ended(self, container: str) -> Ended:
-        """How a container ended that was kept."""
-        return _checked(_Inspected, self.ask(lambda client: client.inspect_container(container))).state
+    def ended(self, container: str) -> Ended | None:
+        """How a container ended that was kept; None when it has not, or is gone. Raises `EngineGone`, soon."""
+        try:
+            state = _checked(_Inspected, self.ask(lambda client: client.inspect_container(container), SOON_S)).state
+        except Vanished:
+            return None
+        return None if state.running else state
 
     def remove(self, container: str) -> None:
         """Kill and remove it; one that is gone, or going, is no error."""

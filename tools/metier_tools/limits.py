@@ -17,12 +17,14 @@ from metier_tools.inside import wire
 from metier_tools.profile import Profile
 
 NOBODY = 65534
+USERS = range(63_000, 65_000)
+"""Numbers of users that a machine is not likely to have, and that a user namespace of the usual size holds."""
 SCRATCH = str(PurePosixPath("/", "tmp"))
 PROXIES = tuple(
     f"{name}=http://127.0.0.1:{wire.PORT}" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 )
 """What programs go by where the network may be used."""
-ENVIRONMENT = ("PATH=/usr/local/bin:/usr/bin:/bin", f"HOME={SCRATCH}", "LANG=C.UTF-8")
+ENVIRONMENT = ("PATH=/usr/local/bin:/usr/bin:/bin", f"HOME={SCRATCH}", "USER=sandbox", "LANG=C.UTF-8")
 
 
 @cache
@@ -67,12 +69,14 @@ class Place:
         runtime: an OCI runtime by its name in the engine; None: the engine's default.
         cgroup_parent: the cgroup under which all sandboxes together are limited; None: the engine's default.
         door: a socket of ours on this machine, which leads to the egress proxy.
+        user: the user's number. One of its own for each container: the kernel counts some things by user, whatever the container.
         stays: whether the container is kept when it has ended, for its exit code.
     """
 
     runtime: str | None = None
     cgroup_parent: str | None = None
     door: str | None = None
+    user: int = NOBODY
     stays: bool = False
 
 
@@ -80,11 +84,12 @@ def container(
     profile: Profile, image: str, command: Sequence[str], labels: Mapping[str, str], place: Place | None = None
 ) -> dict[str, JsonValue]:
     """The engine's create request for a container that `profile` limits. Every isolation flag is on; none can be turned off."""
+    place = place or Place()
     return {
         "Image": image,
         "Cmd": [*command],
         "Entrypoint": [],
-        "User": f"{NOBODY}:{NOBODY}",
+        "User": f"{place.user}:{NOBODY}",
         "WorkingDir": SCRATCH,
         "Env": [*ENVIRONMENT, *(PROXIES if profile.egress else ())],
         "Labels": {**labels},
@@ -97,7 +102,7 @@ def container(
         "Tty": False,
         "StopSignal": "SIGKILL",
         "Healthcheck": {"Test": ["NONE"]},
-        "HostConfig": host(profile, place or Place()),
+        "HostConfig": host(profile, place),
     }
 
 
@@ -118,8 +123,13 @@ def host(profile: Profile, place: Place) -> dict[str, JsonValue]:
         ],
         **({"Runtime": place.runtime} if place.runtime else {}),
         **({"CgroupParent": place.cgroup_parent} if place.cgroup_parent else {}),
-        **({"Binds": [f"{place.door}:{wire.DOOR}:ro"]} if place.door else {}),
+        **({"Mounts": [_door(place.door)]} if place.door else {}),
     }
+
+
+def _door(path: str) -> JsonValue:
+    """A mount, and not a bind, which would make a folder where nothing is."""
+    return {"Type": "bind", "Source": path, "Target": wire.DOOR, "ReadOnly": True}
 
 
 def _walls(profile: Profile) -> dict[str, JsonValue]:

@@ -15,8 +15,8 @@ BOX = "io.metier.sandbox.box"
 
 
 def me() -> str:
-    """This process: host, pid, and when it started, in clock ticks since the machine's boot."""
-    return f"{os.uname().nodename}|{os.getpid()}|{_started(os.getpid())}"
+    """This process: the machine's boot, the pid namespace, the pid in it, and when it started, in clock ticks since that boot."""
+    return f"{_here()}|{os.getpid()}|{_started(os.getpid())}"
 
 
 def another() -> str:
@@ -25,9 +25,14 @@ def another() -> str:
 
 
 def is_orphan(owner: str) -> bool:
-    """Whether this owner was in a process of this host that has ended. Of other hosts nothing is known: no."""
-    host, pid, started, *_ = [*owner.split("|"), "", ""]
-    return host == os.uname().nodename and pid.isdigit() and _started(int(pid)) != started
+    """Whether this owner was a process that we would see, and that has ended. Of other machines and namespaces nothing is known: no."""
+    boot, namespace, pid, started, *_ = [*owner.split("|"), "", "", ""]
+    return f"{boot}|{namespace}" == _here() and pid.isdigit() and _started(int(pid)) != started
+
+
+def _here() -> str:
+    """Where a pid means what it means to us."""
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}|{Path('/proc/self/ns/pid').readlink()}"
 
 
 def _started(pid: int) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
@@ -22,6 +22,8 @@ from metier_infra.retry import Backoff
 
 log = structlog.get_logger()
 
+CLOSE_S = 30.0
+"""How long closing waits for containers that still boot, or end; seconds."""
 Move = Literal["warm", "boot", "evict", "wait"]
 
 
@@ -91,14 +93,12 @@ def to_boot(*, warm: int, booting: int, alive: int, seekers: int, sizes: Sizes) 
 
 
 class Pool(Generic[K, B]):
-    """Leases and their containers. `boot` and `bury` block, on the pool's own threads; `bury` must not raise.
+    """Leases and their containers. `boot` and `bury` block, on the pool's own threads, apart from each other; `bury` must not raise.
 
     Those that are kept warm are of the kind `plain`.
     """
 
-    def __init__(
-        self, boot: Callable[[K], B], bury: Callable[[B], None], plain: K, sizes: Sizes, *, threads: int = 4
-    ) -> None:
+    def __init__(self, boot: Callable[[K], B], bury: Callable[[B], None], plain: K, sizes: Sizes) -> None:
         self._boot, self._bury, self._plain, self._sizes = boot, bury, plain, sizes
         lock = threading.RLock()
         self._changed, self._chores = threading.Condition(lock), threading.Condition(lock)
@@ -107,7 +107,8 @@ class Pool(Generic[K, B]):
         self._alive = self._booting = self._dying = self._seekers = self._failures = 0
         self._not_before = 0.0
         self._closed = False
-        self._hands = ThreadPoolExecutor(threads, thread_name_prefix="sandbox")
+        self._boots = ThreadPoolExecutor(sizes.limit, thread_name_prefix="sandbox-boot")
+        self._burials = ThreadPoolExecutor(4, thread_name_prefix="sandbox-end")
         self._keeper = threading.Thread(target=self._keep, name="sandbox-keeper", daemon=True)
 
     def start(self) -> None:
@@ -165,7 +166,7 @@ class Pool(Generic[K, B]):
             waited = 1000 * (time.monotonic() - began)
             if lease.box is not None:
                 return Taken(lease.box, cold=False, wait_ms=waited, boot_ms=0.0)
-        box = self._booted(kind)
+        box = self._booted(kind, began + wait_s)
         with self._changed:
             lease.box = box
             if self._closed:
@@ -215,17 +216,33 @@ class Pool(Generic[K, B]):
         self._end(lease)
         self._forget(key, lease)
 
-    def _booted(self, kind: K) -> B:
-        """A new container, already counted."""
+    def _booted(self, kind: K, until: float) -> B:
+        """A new container, already counted. One that comes too late is buried."""
         try:
-            return self._hands.submit(self._boot, kind).result()
-        except BaseException as error:
-            with self._changed:
-                self._alive -= 1
-                self._changed.notify_all()
-            if isinstance(error, RuntimeError) and self._closed:
-                raise LaneGone("the sandbox is closed") from error
+            booting = self._boots.submit(self._boot, kind)
+        except RuntimeError as error:
+            self._uncount()
+            raise LaneGone("the sandbox is closed") from error
+        try:
+            return booting.result(max(0.0, until - time.monotonic()))
+        except TimeoutError as error:
+            booting.add_done_callback(self._late)
+            raise LaneGone("no container could be started in time") from error
+        except BaseException:
+            self._uncount()
             raise
+
+    def _late(self, booting: Future[B]) -> None:
+        if booting.exception() is None:
+            with self._changed:
+                self._buried(booting.result())
+        else:
+            self._uncount()
+
+    def _uncount(self) -> None:
+        with self._changed:
+            self._alive -= 1
+            self._changed.notify_all()
 
     def _end(self, lease: Lease[B]) -> None:
         """Take a lease's container from it and bury it. The lock is held."""
@@ -235,7 +252,10 @@ class Pool(Generic[K, B]):
 
     def _buried(self, box: B) -> None:
         self._dying += 1
-        self._hands.submit(self._burial, box)
+        try:
+            self._burials.submit(self._burial, box)
+        except RuntimeError:  # closed already: this one came late
+            threading.Thread(target=self._burial, args=(box,), name="sandbox-end").start()
 
     def _burial(self, box: B) -> None:
         try:
@@ -286,7 +306,7 @@ class Pool(Generic[K, B]):
         for _ in range(count):
             self._alive += 1
             self._booting += 1
-            self._hands.submit(self._warm_up)
+            self._boots.submit(self._warm_up)
 
     def _warm_up(self) -> None:
         box: B | None = None
@@ -329,7 +349,8 @@ class Pool(Generic[K, B]):
             self._warm.clear()
             self._changed.notify_all()
             self._chores.notify_all()
-            self._changed.wait_for(lambda: self._alive == 0, 10.0)
-        self._hands.shutdown(wait=True)
+            self._changed.wait_for(lambda: self._alive == 0, CLOSE_S)
+        self._boots.shutdown(wait=False, cancel_futures=True)
+        self._burials.shutdown(wait=False)
         if self._keeper.is_alive():
             self._keeper.join(5.0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ValidationError
 
-from metier_tools.limits import NOBODY
+from metier_tools.limits import NOBODY, USERS
 from metier_tools.profile import Profile
 from metier_tools.sandbox import Outcome, Request
 
@@ -136,7 +136,7 @@ def _memory(run: Callable[[Request], Outcome], profile: Profile) -> Finding:
 
 def _checks(seen: Seen, profile: Profile) -> dict[str, tuple[bool, str]]:
     return {
-        f"user {NOBODY}": ((seen.uid, seen.gid) == (NOBODY, NOBODY), f"{seen.uid}:{seen.gid}"),
+        "user without rights": (seen.uid in USERS and seen.gid == NOBODY, f"{seen.uid}:{seen.gid}"),
         "no capabilities": (seen.capabilities == 0, f"{seen.capabilities:#x}"),
         "no-new-privileges": (seen.no_new_privileges == 1, f"{seen.no_new_privileges}"),
         "seccomp filter": (seen.seccomp == 2, f"mode {seen.seccomp}"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -21,11 +22,13 @@ class Warden:
     def __init__(self, owner: str, base_url: str | None) -> None:
         self._words = [sys.executable, "-m", "metier_tools.warden", owner, *([base_url] if base_url else [])]
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
 
     def post(self) -> None:
         """Have a warden from now on."""
-        if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(self._words, stdin=subprocess.PIPE, start_new_session=True)
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(self._words, stdin=subprocess.PIPE, start_new_session=True)
 
     def call_off(self) -> None:
         """Have none: the owner has removed its containers itself."""

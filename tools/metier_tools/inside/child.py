@@ -114,8 +114,7 @@ class Given:
         """What the program reads: a file without a name, or nothing."""
         if not self._stdin:
             return os.open(os.devnull, os.O_RDONLY)
-        fd = os.open(".stdin", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.unlink(".stdin")
+        fd = nameless_file()
         while self._stdin and not self.fault:
             self._stdin = self._written(fd, self._stdin)
         os.lseek(fd, 0, os.SEEK_SET)
@@ -132,20 +131,22 @@ class Given:
         try:
             words = script_words(self.source) if kind == SHELL else words
             os.execvpe(words[0], words, os.environb)
-        except (OSError, ValueError) as error:
-            os.write(
-                2,
-                f"{words[0].decode(errors='replace')} cannot be run: {getattr(error, 'strerror', None) or error}\n".encode(),
-            )
+        except (OSError, ValueError, IndexError) as error:
+            name = words[0].decode(errors="replace") if words else "this"
+            os.write(2, f"{name} cannot be run: {getattr(error, 'strerror', None) or error}\n".encode())
         return 127
+
+
+def nameless_file() -> int:
+    """A file in the scratch folder that no path leads to."""
+    return os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600)
 
 
 def script_words(script: bytes) -> list[bytes]:
     """What runs a script. One that is too long for a word of the command line is read from a file without a name."""
     if len(script) <= _LONGEST_WORD:
         return [b"/bin/sh", b"-c", b"--", script]
-    fd = os.open(".script", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.unlink(".script")
+    fd = nameless_file()
     while script:
         script = script[os.write(fd, script) :]
     os.set_inheritable(fd, True)

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-REQUEST = struct.Struct(">BfIHI")
+REQUEST = struct.Struct(">BfIII")
 """Kind, seconds, bytes that may be written in all, length of the wish that follows (`WISH`), length of the parts that follow that."""
 FRAME = struct.Struct(">BI")
 """Kind, length of the data that follows: both of a part of a request, and of what is sent back."""
