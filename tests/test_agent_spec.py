@@ -131,3 +131,13 @@ def test_the_examples_say_of_themselves_what_was_measured() -> None:
 def test_a_spec_survives_json() -> None:
     spec = load_agents(EXAMPLES / "agents")["careful"]
     assert AgentSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_field_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\nmodel: scripted:x\npolicy: {kind: autonomous, kind: collaborative}\n")
+    with pytest.raises(BadSpec, match=r"twice.yaml:3: kind: this field stands here a second time"):
+        load_agent(path)
+    path.write_text("name: &a [*a]\nname: b\n")
+    with pytest.raises(BadSpec, match=r"twice.yaml:2: name: this field stands here a second time"):
+        load_agent(path)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -22,6 +23,7 @@ from pydantic import JsonValue
 from metier_infra.errors import EngineGone, LaneGone, MissingService
 from metier_infra.settings import SandboxSettings
 from metier_tools import limits, owner, selftest
+from metier_tools.boot import DOORS, sweep
 from metier_tools.docker_engine import Engine
 from metier_tools.docker_sandbox import DockerSandbox
 from metier_tools.limits import Place, host
@@ -115,11 +117,11 @@ def test_the_standard_library_works(box: DockerSandbox) -> None:
 
 
 def test_every_wall_stands_whatever_the_profile(tmp_path: Path) -> None:
-    options = host(Profile(cpus=0.5, memory_bytes=1, pids=4), Place())
+    options = host(Profile(cpus=0.5, memory_bytes=8 << 20, pids=4), Place())
     assert (options["ReadonlyRootfs"], options["NetworkMode"], options["CapDrop"]) == (True, "none", ["ALL"])
     assert (options["Memory"], options["MemorySwap"], options["PidsLimit"], options["NanoCpus"]) == (
-        1,
-        1,
+        8 << 20,
+        8 << 20,
         4,
         500_000_000,
     )
@@ -219,7 +221,7 @@ def test_each_container_has_a_user_of_its_own_so_what_the_kernel_counts_by_user_
 def test_a_door_that_is_not_there_is_no_folder_made_by_the_engine(tmp_path: Path) -> None:
     door = tmp_path / "door"
     config = limits.container(Profile(), IMAGE, ["true"], {}, Place(door=str(door)))
-    with pytest.raises(EngineGone, match="refused"):
+    with pytest.raises(MissingService, match="refused: invalid mount config"):
         Engine(None).create(config)
     assert not door.exists()
 
@@ -241,6 +243,20 @@ def test_an_operator_chooses_runtime_and_cgroup() -> None:
 def test_an_image_that_is_not_there_is_said_so() -> None:
     with pytest.raises(MissingService, match="'no-such-image:1' is not in the container engine"):
         DockerSandbox(settings(image="no-such-image:1"))
+
+
+def test_an_image_reference_that_is_none_is_said_so() -> None:
+    with pytest.raises(MissingService, match="invalid reference format"):
+        DockerSandbox(settings(image="Bad Image!!"))
+
+
+def test_doors_of_dead_owners_are_swept_away_and_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, bearer in (("dead", f"{HERE}|1|no-such-start"), ("mine", owner.me()), ("far", "another|pid|1|1")):
+        (tmp_path / f"{DOORS}{name}").mkdir()
+        (tmp_path / f"{DOORS}{name}" / "owner").write_text(bearer)
+    sweep()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{DOORS}far", f"{DOORS}mine"]
 
 
 def test_no_engine_is_said_so(tmp_path: Path) -> None:
@@ -425,7 +441,7 @@ def test_an_engine_that_dies_is_retriable_and_found_again_when_it_is_back(gate: 
             gate.shut()
             with pytest.raises(EngineGone):
                 running.result(5)
-        with pytest.raises(EngineGone, match="does not answer"):
+        with pytest.raises(EngineGone, match="no container engine answers at"):
             python(sandbox, "print(1)")
         gate.open()
         assert python(sandbox, "print(2)").stdout == "2\n"

@@ -64,12 +64,36 @@ def load(
 def _read(path: Path) -> tuple[yaml.Node | None, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        return yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_twice(path, root)
+        return root, yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadSpec(f"{path}:{line}: not YAML: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise BadSpec(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _refuse_twice(path: Path, root: yaml.Node | None) -> None:
+    """YAML takes a key that stands twice, and forgets the first."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
+            _refuse_keys_twice(path, [key for key, _ in pairs if isinstance(key, yaml.ScalarNode)])
+            waiting += [value for _, value in pairs]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+
+
+def _refuse_keys_twice(path: Path, keys: Sequence[yaml.ScalarNode]) -> None:
+    for at, key in enumerate(keys):
+        if key.value in [one.value for one in keys[:at]]:
+            raise BadSpec(f"{path}:{key.start_mark.line + 1}: {key.value}: this field stands here a second time")
 
 
 def _place(root: yaml.Node | None, loc: Loc) -> tuple[int, str]:

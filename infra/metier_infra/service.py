@@ -190,6 +190,7 @@ class Ready:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch()
+        log.info("ready", action="serve")
         self._then()
 
     def gone(self) -> None:

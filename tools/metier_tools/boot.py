@@ -12,7 +12,7 @@ import socket
 import tempfile
 import threading
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+DOORS = "metier-door-"
+"""How the folders begin in which the sockets to egress proxies lie."""
 BOOT_S = 20.0
 """How long a container may take until its PID 1 answers, and a server until it has listed its tools; seconds."""
 
@@ -88,6 +90,7 @@ class Boot:
         self._pythonic: dict[str, bool] = {}
         self._users: set[int] = set()
         self.names = {"probe"}
+        sweep()
 
     def image_of(self, profile: Profile) -> str:
         """The content id of a profile's image, looked up once. Raises `MissingService`, `EngineGone`."""
@@ -171,8 +174,9 @@ class Boot:
             raise MissingService(
                 f"the profile {profile.key} allows network use, and that needs a container engine on this machine"
             )
-        folder = Path(tempfile.mkdtemp(prefix="metier-"))
+        folder = Path(tempfile.mkdtemp(prefix=DOORS))
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        (folder / "owner").write_text(self._owner)
         proxy = EgressProxy(folder / "door", profile.egress)
         undo.callback(proxy.close)
         return proxy
@@ -207,6 +211,14 @@ class Boot:
     def close(self) -> None:
         """To be called when every container has been buried."""
         self._warden.call_off()
+
+
+def sweep() -> None:
+    """Remove the folders of doors whose owner was killed."""
+    for note in Path(tempfile.gettempdir()).glob(f"{DOORS}*/owner"):
+        with suppress(OSError):
+            if owner.is_orphan(note.read_text()):
+                shutil.rmtree(note.parent)
 
 
 def _server_line(stream: socket.socket, server: Server, plan: _Plan) -> ServerLine:

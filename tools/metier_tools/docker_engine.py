@@ -28,6 +28,7 @@ ENGINE_S = 15.0
 """How long the engine may take for one request; seconds."""
 SOON_S = 1.0
 """And for what a caller waits for; seconds."""
+_BAD_REQUEST = 400
 _ATTACH = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
 
 
@@ -101,6 +102,13 @@ class _Inspected(BaseModel):
     state: Ended = Field(alias="State")
 
 
+def _reason(error: BaseException) -> str:
+    """The innermost reason in a chain of errors, which is the one that says something."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def _checked(kind: type[M], answer: object) -> M:
     try:
         return kind.model_validate(answer)
@@ -122,10 +130,16 @@ class Engine:
         except NotFound as error:
             raise Vanished(str(error.explanation or error)) from error
         except APIError as error:
-            raise EngineGone(f"the container engine refused: {error.explanation or error}") from error
+            kind = MissingService if error.status_code == _BAD_REQUEST else EngineGone
+            raise kind(f"the container engine refused: {error.explanation or error}") from error
         except (DockerException, RequestException, OSError) as error:
             self._drop(within_s)
-            raise EngineGone(f"the container engine does not answer: {error}") from error
+            raise EngineGone(f"no container engine answers at {self._where()}: {_reason(error)}") from error
+
+    def _where(self) -> str:
+        return self.base_url or str(kwargs_from_env().get("base_url") or "its usual place").replace(
+            "http+unix:", "unix:"
+        )
 
     def _clients(self) -> dict[float, _Client]:
         """This thread's clients, by how long they wait."""

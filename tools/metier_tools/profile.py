@@ -62,7 +62,7 @@ class Profile(Declared):
     image: str | None = Field(default=None, description="image reference; none: `METIER_SANDBOX_IMAGE`")
     cpus: float = Field(default=1.0, gt=0, description="processor time, in processors")
     memory_bytes: Size = Field(
-        default=256 * MIB, description="memory, scratch files included; there is no swap beyond it"
+        default=256 * MIB, ge=6 * MIB, description="memory, scratch files included; there is no swap beyond it"
     )
     pids: int = Field(default=64, ge=4, description="processes and threads")
     tmp_bytes: Size = Field(
