@@ -15,7 +15,7 @@ FILE = FileRef(sha256="a1", size=3, inline="YWJj")
 OTHER = FileRef(sha256="b2", size=3, inline="YWJj")
 
 
-def signed(*, expires: float = NOW + 60, deadline: float = NOW + 30, key: bytes = KEY) -> ToolCall:
+def signed(*, key: bytes = KEY) -> ToolCall:
     call = ToolCall(
         tool_call_id=ToolCallId("tool-call"),
         run_id=RunId("run"),
@@ -25,17 +25,17 @@ def signed(*, expires: float = NOW + 60, deadline: float = NOW + 30, key: bytes 
         arguments={"n": [1, 2.5, None], "code": "print(1)"},
         files={"in.csv": FILE},
         take=("out.csv", "log"),
-        deadline=deadline,
+        deadline=NOW + 30,
         timeout_s=5,
         grant="",
     )
-    return grant.granted(key, call, expires=expires)
+    return grant.granted(key, call)
 
 
 def test_a_grant_lets_its_own_call_through_also_after_it_travelled() -> None:
     call = signed()
-    grant.verify(KEY, call, now=NOW)
-    grant.verify(KEY, ToolCall.model_validate_json(call.model_dump_json()), now=NOW)
+    grant.verify(KEY, call)
+    grant.verify(KEY, ToolCall.model_validate_json(call.model_dump_json()))
 
 
 @pytest.mark.parametrize(
@@ -52,45 +52,35 @@ def test_a_grant_lets_its_own_call_through_also_after_it_travelled() -> None:
         {"files": {"in.csv": OTHER}},
         {"files": {"in.csv": FILE.model_copy(update={"inline": "eHh4"})}},
         {"timeout_s": 400},
+        {"deadline": 1.0},
+        {"deadline": NOW + 31},
         {"files": {"other.csv": FILE}},
         {"files": {"in.csv": FILE, "more.csv": FILE}},
         {"take": ()},
         {"take": ("log", "out.csv")},
         {"take": ("out.csv", "log", "key")},
         {"grant": ""},
-        {"grant": "v2"},
-        {"grant": "v2:soon:"},
-        {"grant": "v2:nan:00"},
-        {"grant": "v1:1000060.0:00"},
-        {"grant": "v2:1000060.0:00"},
-        {"grant": "v2:1000060.0:ü"},
+        {"grant": "v3"},
+        {"grant": "v2:00"},
+        {"grant": "v3:00"},
+        {"grant": "v3:ü"},
+        {"nonce": "another"},
     ],
     ids=str,
 )
 def test_a_grant_for_anything_else_is_refused(change: dict[str, object]) -> None:
     call = signed().model_copy(update=change)
     with pytest.raises(GrantRefused, match="not for this call"):
-        grant.verify(KEY, call, now=NOW)
-
-
-def test_a_later_expiry_cannot_be_written_into_a_grant() -> None:
-    call = signed()
-    longer = call.grant.replace(str(NOW + 60), str(NOW + 6000))
-    assert longer != call.grant
-    with pytest.raises(GrantRefused, match="not for this call"):
-        grant.verify(KEY, call.model_copy(update={"grant": longer}), now=NOW)
+        grant.verify(KEY, call)
 
 
 def test_another_key_signs_nothing() -> None:
     with pytest.raises(GrantRefused, match="another key"):
-        grant.verify(KEY, signed(key=b"guessed"), now=NOW)
+        grant.verify(KEY, signed(key=b"guessed"))
 
 
-def test_an_expired_grant_is_refused() -> None:
-    with pytest.raises(GrantRefused, match="expired"):
-        grant.verify(KEY, signed(), now=NOW + 61)
-
-
-def test_a_call_may_not_outlive_its_grant() -> None:
-    with pytest.raises(GrantRefused, match="beyond its grant"):
-        grant.verify(KEY, signed(deadline=NOW + 61), now=NOW)
+def test_each_sending_of_a_call_has_a_grant_of_its_own() -> None:
+    call = signed()
+    again = grant.granted(KEY, call)
+    grant.verify(KEY, again)
+    assert again.grant != call.grant

@@ -17,7 +17,7 @@ from metier_tools import grant
 from metier_tools.builtin import BUILTIN
 from metier_tools.execution import Execution
 from metier_tools.relay import Desk, Order, RelayClient, RelayServer
-from metier_tools.reply import Reply, reply_to, result_of, seal, unseal
+from metier_tools.reply import Reply, call_digest, reply_to, result_of, seal, unseal
 from metier_tools.runner import Runner
 from metier_tools.sandbox import Outcome, Request, ScriptedSandbox
 from metier_tools.tool import ToolCall, ToolResult
@@ -40,7 +40,7 @@ def raising(error: Exception) -> Callable[[], ToolResult]:
 
 
 def test_a_defect_of_the_runner_is_a_reply_that_says_so() -> None:
-    reply = travelled(reply_to("t", raising(ZeroDivisionError("oh"))))
+    reply = travelled(reply_to("t", "digest", raising(ZeroDivisionError("oh"))))
     with pytest.raises(LaneGone, match="the tool runner broke: ZeroDivisionError: oh"):
         result_of(reply)
 
@@ -48,18 +48,18 @@ def test_a_defect_of_the_runner_is_a_reply_that_says_so() -> None:
 @pytest.mark.parametrize("error", [ToolCancelled("no more"), ServerBroken("mute"), LaneGone("full")], ids=str)
 def test_an_error_travels_as_itself(error: MetierError) -> None:
     with pytest.raises(type(error), match=str(error)):
-        result_of(travelled(reply_to("t", raising(error))))
+        result_of(travelled(reply_to("t", "digest", raising(error))))
 
 
 def test_results_travel_whole() -> None:
     result = ToolResult(
         status="oom", exit_code=-9, stdout="a\ufffd\n", truncated=True, container="abc", cold=True, wall_ms=1.5
     )
-    assert result_of(travelled(reply_to("t", lambda: result))) == result
+    assert result_of(travelled(reply_to("t", "digest", lambda: result))) == result
     assert not result.ok
 
 
-REPLY = Reply(tool_call_id="t", result=ToolResult(status="ok", stdout="true"))
+REPLY = Reply(call_digest="t", result=ToolResult(status="ok", stdout="true"))
 SEALED = seal(KEY, REPLY)
 
 
@@ -114,8 +114,12 @@ def order(reply_list: str, *, key: bytes = KEY) -> bytes:
         timeout_s=10,
         grant="",
     )
-    call = grant.granted(key, call, expires=deadline)
+    call = grant.granted(key, call)
     return Order(call=call.model_dump_json(), reply_list=reply_list).model_dump_json().encode()
+
+
+def digest_in(line: bytes) -> str:
+    return call_digest(Order.model_validate_json(line).call)
 
 
 def test_a_copy_is_told_at_once_that_its_call_is_in_hand_and_everybody_gets_the_answer() -> None:
@@ -124,7 +128,7 @@ def test_a_copy_is_told_at_once_that_its_call_is_in_hand_and_everybody_gets_the_
         first = threads.submit(counter.desk.take, line)
         assert counter.began.wait(10)
         counter.desk.take(line.replace(b"mine", b"theirs"))
-        assert counter.sent == [("theirs", Reply(tool_call_id="t", in_hand=True))]
+        assert counter.sent == [("theirs", Reply(call_digest=digest_in(line), in_hand=True))]
         assert not first.done()
         counter.let_go.set()
     answers = {to: reply.result.stdout for to, reply in counter.sent[1:] if reply and reply.result}
@@ -133,18 +137,19 @@ def test_a_copy_is_told_at_once_that_its_call_is_in_hand_and_everybody_gets_the_
     assert [(to, reply.in_hand) for to, reply in counter.sent[3:] if reply] == [("late", False)]
 
 
-def test_a_copy_with_a_forged_grant_gets_a_refusal_and_no_answer() -> None:
-    counter = Counter()
+def test_a_forged_copy_gets_a_refusal_that_answers_no_other_call() -> None:
+    counter, mine, theirs = Counter(), order("mine"), order("theirs", key=b"guessed")
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(counter.desk.take, order("mine"))
+        threads.submit(counter.desk.take, mine)
         assert counter.began.wait(10)
-        counter.desk.take(order("theirs", key=b"guessed"))
+        counter.desk.take(theirs)
         counter.let_go.set()
     of = {to: reply for to, reply in counter.sent if reply}
     assert len(counter.sent) == 2
     assert of["mine"].result is not None
     assert of["theirs"].failure is not None
     assert of["theirs"].failure.code == "grant_refused"
+    assert (of["mine"].call_digest, of["theirs"].call_digest) == (digest_in(mine), digest_in(theirs))
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b'{"call":"{}","reply_list":"x"}', b"\xff"], ids=repr)

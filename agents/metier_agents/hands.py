@@ -102,7 +102,7 @@ class Hands:
             traceparent=span.traceparent,
         )
         try:
-            return await self.lane.call(grant.granted(self.key, made, expires=ends))
+            return await self.lane.call(grant.granted(self.key, made))
         except DeadlineMissed as error:
             if ends >= deadline:
                 raise

@@ -143,7 +143,7 @@ class ModelFailed(FailRun):
 
 
 class GrantRefused(FailRun):
-    """A tool call whose grant is forged, expired, or for other arguments."""
+    """A tool call whose grant is forged, or for another call."""
 
 
 class MissingBlob(FailRun):

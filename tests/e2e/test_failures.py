@@ -109,7 +109,7 @@ SENTENCES: list[tuple[list[str], dict[str, str], str]] = [
     (["orchestrator"], {}, "METIER_KAFKA_BOOTSTRAP is not set"),
     (["agent", "coder"], {}, "METIER_KAFKA_BOOTSTRAP is not set"),
     (["tools"], {}, "METIER_REDIS_URL is not set"),
-    (["dev"], {"DOCKER_HOST": "unix:///nowhere/docker.sock"}, "engine does not answer"),
+    (["dev"], {"DOCKER_HOST": "unix:///nowhere/docker.sock"}, "no container engine answers at"),
     (["runs", "list"], {"METIER_KAFKA_BOOTSTRAPS": "x"}, "did you mean METIER_KAFKA_BOOTSTRAP?"),
     (["runs", "list"], {"METIER_LEASE_S": "-1"}, "METIER_LEASE_S"),
     (["migrate"], {"METIER_POSTGRES_URL": "postgresql://nobody@127.0.0.1:1/x"}, "127.0.0.1:1 does not answer"),

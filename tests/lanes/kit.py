@@ -26,7 +26,7 @@ from metier_infra.blobs import FolderBlobs
 from metier_infra.settings import RoleSettings
 from metier_tools import grant
 from metier_tools.builtin import BUILTIN
-from metier_tools.celery_app import Config
+from metier_tools.celery_app import TASK, Config, make_app
 from metier_tools.execution import Execution
 from metier_tools.sandbox import Outcome, Request, Sandbox, ScriptedSandbox
 from metier_tools.serve import KINDS, serve_with
@@ -52,16 +52,12 @@ def tool_call(
     )
     given = {**ids, "tool": tool, "digest": spec.digest if spec else "of no tool", "arguments": {"code": code}}
     made = ToolCall.model_validate({**given, "deadline": time.time() + left_s, "timeout_s": timeout_s, "grant": ""})
-    return granted(made, made.deadline, key).model_copy(update=change)
-
-
-def granted(call: ToolCall, expires: float, key: bytes = KEY) -> ToolCall:
-    return grant.granted(key, call, expires=expires)
+    return grant.granted(key, made).model_copy(update=change)
 
 
 def granted_anew(call: ToolCall) -> ToolCall:
     """The same call as another caller sends it, who took over: the id is the same, the grant is not."""
-    return granted(call, call.deadline + 1)
+    return grant.granted(KEY, call)
 
 
 def corner() -> str:
@@ -291,6 +287,13 @@ class Looker:
 
     async def await_queued(self, number: int) -> None:
         assert await asyncio.to_thread(until, lambda: self.queued() == number, 20), "not as many calls in the queue"
+
+    def send(self, text: str, reply_list: str) -> None:
+        """Put a call of one's own making into the queue, to be answered on any list."""
+        config = Config(redis_url=REDIS, namespace=self.namespace)
+        app = make_app(config)
+        with app.connection_for_write() as connection:
+            app.send_task(TASK, (text, reply_list), queue=config.queue("code"), connection=connection)
 
     def flush(self) -> None:
         found = cast("list[bytes]", self.redis.keys(f"{self.namespace}:*"))

@@ -18,7 +18,7 @@ from metier_tools.celery_app import Config, Note
 from metier_tools.celery_lane import CeleryLane
 from metier_tools.lane import ToolLane
 from metier_tools.redis_line import check_broker
-from metier_tools.reply import Reply, seal
+from metier_tools.reply import Reply, call_digest, seal
 from metier_tools.serve import serve_tools
 from metier_tools.tool import ToolCall, ToolResult
 
@@ -233,13 +233,34 @@ async def test_copies_that_are_left_over_are_known_not_to_be_wanted(tmp_path: Pa
 async def test_a_reply_that_no_runner_signed_is_not_believed(tmp_path: Path, namespace: str) -> None:
     scripted, call = Scripted(), tool_call("long")
     lane, redis = lane_to(namespace), Looker(namespace).redis
-    lies = Reply(tool_call_id=call.tool_call_id, result=ToolResult(status="ok", stdout="lies"))
+    lies = Reply(call_digest=call_digest(call.model_dump_json()), result=ToolResult(status="ok", stdout="lies"))
     async with serving(tmp_path, namespace, scripted):
         answer = asyncio.create_task(lane.call(call))
         await scripted.await_start("long")
         for forged in (lies.model_dump_json().encode(), seal(b"guessed", lies), b"", b"not a reply", b"\xff:{}"):
             redis.rpush(lane.reply_list, forged)
         assert await asyncio.to_thread(until, lambda: not redis.exists(lane.reply_list), 10)
+        scripted.let_go.set()
+        assert (await asyncio.wait_for(answer, 15)).stdout == "did long"
+    await lane.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"grant": "forged"}, {"deadline": 1.0}, {"grant": "forged", "deadline": 1.0}, {"arguments": {}}],
+    ids=["grant", "deadline", "grant and deadline", "arguments"],
+)
+async def test_what_a_runner_says_to_a_forged_call_ends_no_other(
+    tmp_path: Path, namespace: str, change: dict[str, object]
+) -> None:
+    scripted, call, lane = Scripted(), tool_call("long"), lane_to(namespace)
+    forged = call.model_copy(update=change).model_dump_json()
+    async with serving(tmp_path, namespace, scripted, children=2):
+        answer = asyncio.create_task(lane.call(call))
+        await scripted.await_start("long")
+        await asyncio.to_thread(Looker(namespace).send, forged, lane.reply_list)
+        assert (await asyncio.wait_for(lane.call(tool_call("after the forged one")), 15)).ok
+        assert not answer.done()
         scripted.let_go.set()
         assert (await asyncio.wait_for(answer, 15)).stdout == "did long"
     await lane.close()

@@ -193,6 +193,18 @@ async def test_a_call_that_is_cancelled_before_it_starts_never_starts(narrow: Na
     assert narrow.scripted.ran == ["long first", "third"]
 
 
+async def test_a_call_that_finds_no_place_before_its_deadline_ends_then_and_never_starts(narrow: Narrow) -> None:
+    first = asyncio.create_task(narrow.lane.call(tool_call("long first")))
+    await narrow.scripted.await_start("long first")
+    with pytest.raises(LaneGone, match="before its deadline"):
+        await asyncio.wait_for(narrow.lane.call(tool_call("second", left_s=1)), 1 + 2)
+    third = asyncio.create_task(narrow.lane.call(tool_call("third")))
+    narrow.scripted.let_go.set()
+    assert (await first).ok
+    assert (await third).ok
+    assert narrow.scripted.ran == ["long first", "third"]
+
+
 async def test_a_cancelled_call_makes_room_for_the_next(narrow: Narrow) -> None:
     first = asyncio.create_task(narrow.lane.call(tool_call("long first")))
     await narrow.scripted.await_start("long first")

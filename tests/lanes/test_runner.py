@@ -137,6 +137,12 @@ def test_a_copy_that_is_not_granted_learns_nothing_of_a_call_in_hand(begun: Begu
         begun.runner.run(begun.call.model_copy(update={"grant": "forged"}))
 
 
+@pytest.mark.parametrize("deadline", [1.0, 9e9], ids=["past", "later"])
+def test_a_call_whose_deadline_was_moved_is_refused(begun: Begun, deadline: float) -> None:
+    with pytest.raises(GrantRefused, match="not for this call"):
+        begun.runner.run(begun.call.model_copy(update={"deadline": deadline}))
+
+
 def test_a_call_that_was_given_up_on_its_way_is_not_started() -> None:
     scripted = Scripted()
     runner = Runner(execution(scripted.sandbox).run, KEY, gave_up=lambda _: True)

@@ -45,12 +45,13 @@ class Config(Word):
 class Note(Word):
     """What a caller says to every runner of a call, which it proves by the grant: that it gives it up, or asks who is at it.
 
-    `reply_list` is where a runner that has it in hand says so; None: the call is given up.
+    `reply_list` is where a runner that has it in hand says so, of `call_digest`; None: the call is given up.
     """
 
     tool_call_id: str
     grant: str
     reply_list: str | None = None
+    call_digest: str = ""
 
 
 def make_app(config: Config) -> Any:

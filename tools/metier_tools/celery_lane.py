@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import redis
@@ -27,7 +28,7 @@ from metier_infra.retry import Backoff
 from metier_tools.celery_app import TASK, Config, Note, make_app
 from metier_tools.lane import Shared
 from metier_tools.redis_line import connect
-from metier_tools.reply import Reply, result_of, unseal
+from metier_tools.reply import Reply, call_digest, result_of, unseal
 from metier_tools.tool import ToolCall, ToolResult
 
 log = structlog.get_logger()
@@ -42,10 +43,11 @@ GIVEN_UP_KEPT_S = 60
 
 @dataclass(frozen=True)
 class _Copy:
-    """A call, to be put into its queue."""
+    """A call, as it travels, to be put into its queue."""
 
     queue: str
-    call: ToolCall
+    tool_call_id: str
+    text: str
     reply_list: str
 
 
@@ -91,7 +93,7 @@ class _Publisher(threading.Thread):
     def _publish(self, copy: _Copy) -> None:
         if self._producer is None:
             self._producer = self._app.amqp.Producer(self._app.connection_for_write())
-        arguments = (copy.call.model_dump_json(), copy.reply_list)
+        arguments = (copy.text, copy.reply_list)
         self._app.send_task(TASK, arguments, queue=copy.queue, producer=self._producer, retry=False, ignore_result=True)
 
     def _say(self, said: _Said) -> None:
@@ -106,9 +108,7 @@ class _Publisher(threading.Thread):
     def _failed(self, letter: _Letter, error: Exception) -> None:
         """Nobody says again that a call is given up, so we do, as long as it matters."""
         if isinstance(letter, _Copy):
-            log.warning(
-                "tool call not sent", action="send_again", tool_call_id=letter.call.tool_call_id, error=str(error)
-            )
+            log.warning("tool call not sent", action="send_again", tool_call_id=letter.tool_call_id, error=str(error))
         elif letter.note.reply_list is None and letter.keep_until > time.time():
             log.warning("cancel not sent", action="send_again", tool_call_id=letter.note.tool_call_id, error=str(error))
             time.sleep(0.2)
@@ -130,12 +130,18 @@ class _Replies(Protocol):
 
 @dataclass
 class _Waiting:
-    """What a call waits for: its answer, and meanwhile that somebody is at it. `copies` were sent."""
+    """What a call, `text` as it travels, waits for: its answer, and meanwhile that somebody is at it. `copies` were sent."""
 
     call: ToolCall
+    text: str
     answer: asyncio.Future[ToolResult]
     in_hand: asyncio.Event = field(default_factory=asyncio.Event)
     copies: int = 0
+
+    @cached_property
+    def digest(self) -> str:
+        """What a reply names it by."""
+        return call_digest(self.text)
 
 
 class CeleryLane:
@@ -172,8 +178,8 @@ class CeleryLane:
             raise LaneGone("the tool lane is closed")
         if call.deadline <= time.time():
             raise DeadlineMissed(f"the deadline of tool call {call.tool_call_id} had passed before it could start")
-        waiting = _Waiting(call, asyncio.get_running_loop().create_future())
-        self._waiting[call.tool_call_id] = waiting
+        waiting = _Waiting(call, call.model_dump_json(), asyncio.get_running_loop().create_future())
+        self._waiting[waiting.digest] = waiting
         try:
             return await self._answer(waiting, self._started())
         finally:
@@ -181,7 +187,9 @@ class CeleryLane:
 
     async def _answer(self, waiting: _Waiting, publisher: _Publisher) -> ToolResult:
         call, pause = waiting.call, self._resend_s
-        copy = _Copy(self._config.queue(self._kinds.get(call.tool, "code")), call, self.reply_list)
+        copy = _Copy(
+            self._config.queue(self._kinds.get(call.tool, "code")), call.tool_call_id, waiting.text, self.reply_list
+        )
         while not waiting.answer.done() and call.deadline > time.time():
             publisher.post(copy)
             waiting.copies += 1
@@ -202,8 +210,11 @@ class CeleryLane:
     async def _in_hand(self, waiting: _Waiting, publisher: _Publisher, pause: float) -> bool:
         """Whether a runner says that it has the call in hand."""
         call = waiting.call
+        ask = Note(
+            tool_call_id=call.tool_call_id, grant=call.grant, reply_list=self.reply_list, call_digest=waiting.digest
+        )
         waiting.in_hand.clear()
-        publisher.post(_Said(Note(tool_call_id=call.tool_call_id, grant=call.grant, reply_list=self.reply_list), 0.0))
+        publisher.post(_Said(ask, 0.0))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(waiting.in_hand.wait(), min(ASK_S, pause, _left(call)))
         return waiting.in_hand.is_set() and _left(call) > 0
@@ -213,8 +224,8 @@ class CeleryLane:
         call, answered = waiting.call, waiting.answer.done()
         if answered:
             waiting.answer.exception()  # it may have come too late for anybody to see it
-        if self._waiting.get(call.tool_call_id) is waiting:
-            del self._waiting[call.tool_call_id]
+        if self._waiting.get(waiting.digest) is waiting:
+            del self._waiting[waiting.digest]
         if self._publisher is not None and (not answered or waiting.copies > 1):
             self._publisher.post(_Said(Note(tool_call_id=call.tool_call_id, grant=call.grant), call.deadline))
 
@@ -257,7 +268,7 @@ class CeleryLane:
         if reply is None:
             log.warning("a reply that no runner signed", action="drop")
             return
-        waiting = self._waiting.get(reply.tool_call_id)
+        waiting = self._waiting.get(reply.call_digest)
         if waiting is not None and not waiting.answer.done():
             _tell(waiting, reply)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from metier_infra.errors import LaneGone
@@ -34,11 +35,16 @@ class InlineLane:
         taken = self._runner.take(call)
         if taken.work is not None:
             self._threads.submit(taken.work)
+        if taken.answer.done():
+            return taken.answer.result()
         try:
-            return await asyncio.shield(asyncio.wrap_future(taken.answer))
-        except asyncio.CancelledError:
-            self._runner.cancel(call.tool_call_id, call.grant)
-            raise
+            answer = asyncio.shield(asyncio.wrap_future(taken.answer))
+            return await asyncio.wait_for(answer, call.deadline - time.time())
+        except TimeoutError as error:
+            raise LaneGone(f"tool call {call.tool_call_id} had no answer before its deadline") from error
+        finally:
+            if not taken.answer.done():
+                self._runner.cancel(call.tool_call_id, call.grant)
 
     async def close(self) -> None:
         """See `ToolLane.close`."""

@@ -29,7 +29,7 @@ class ToolLane(Protocol):
         Raises:
             LaneGone: no runner answered before the deadline, or no container became free.
             EngineGone: the container engine does not answer.
-            GrantRefused: the grant is forged, expired, or for another call.
+            GrantRefused: the grant is forged, for another call, or ends before the call does.
             DeadlineMissed: the deadline had passed before the call could start.
             ToolCancelled: whoever else called it with the same grant gave it up.
             MissingService: the runner has no image for it.

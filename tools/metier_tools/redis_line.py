@@ -196,4 +196,4 @@ def obey(data: bytes, calls: Calls, say_in_hand: Callable[[str, str], None]) -> 
         done = calls.cancel(note.tool_call_id, note.grant)
         log.info("call given up", action="end" if done else "ignore", tool_call_id=note.tool_call_id)
     elif calls.has(note.tool_call_id, note.grant):
-        say_in_hand(note.tool_call_id, note.reply_list)
+        say_in_hand(note.call_digest, note.reply_list)

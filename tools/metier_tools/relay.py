@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from metier_infra.errors import LaneGone
 from metier_infra.messages import Word
-from metier_tools.reply import Reply, reply_to, seal
+from metier_tools.reply import Reply, call_digest, reply_to, seal
 from metier_tools.runner import Runner
 from metier_tools.tool import ToolCall
 
@@ -54,16 +54,18 @@ class Desk:
         except ValidationError as error:
             log.warning("not a tool call", action="drop", error=error.errors(include_url=False)[0]["msg"])
             return
-        taken, name, to = self._runner.take(call), call.tool_call_id, order.reply_list
-        taken.answer.add_done_callback(lambda answer: self._send(to, reply_to(name, answer.result)))
+        taken, digest, to = self._runner.take(call), call_digest(order.call), order.reply_list
+        taken.answer.add_done_callback(
+            lambda answer: self._send(to, reply_to(call.tool_call_id, digest, answer.result))
+        )
         if taken.work is not None:
             taken.work()
         elif not taken.answer.done():
-            self.say_in_hand(name, to)
+            self.say_in_hand(digest, to)
 
-    def say_in_hand(self, tool_call_id: str, reply_list: str) -> None:
-        """Tell who waits on this list that somebody is at it."""
-        self._send(reply_list, Reply(tool_call_id=tool_call_id, in_hand=True))
+    def say_in_hand(self, digest: str, reply_list: str) -> None:
+        """Tell who waits on this list that somebody is at the call of this digest."""
+        self._send(reply_list, Reply(call_digest=digest, in_hand=True))
 
     def _send(self, reply_list: str, reply: Reply) -> None:
         self._push(reply_list, seal(self._key, reply))

@@ -1,11 +1,13 @@
 """What a runner answers, as it travels: sealed, so that whoever can write to Redis feeds no model a result of their own.
 
+A runner answers whoever asks, also a forged call; so a reply names the exact call that it answers, and is none to any other.
 `relay` seals replies in the runner's process, `celery_lane` unseals them at the caller. Errors travel as their code and are raised again
 as the same class.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Callable
 
@@ -20,9 +22,12 @@ log = structlog.get_logger()
 
 
 class Reply(Word):
-    """What came of a call: a result, or the error that the runner raised; or that it is in hand, and the answer will come."""
+    """What came of a call: a result, or the error that the runner raised; or that it is in hand, and the answer will come.
 
-    tool_call_id: str
+    `call_digest` says which call: see the function of that name.
+    """
+
+    call_digest: str
     result: ToolResult | None = None
     failure: Failure | None = None
     in_hand: bool = False
@@ -42,16 +47,21 @@ _TRAVEL = {
 }
 
 
-def reply_to(tool_call_id: str, answer: Callable[[], ToolResult]) -> Reply:
-    """What `answer` returns or raises, as a reply; whatever happens is one."""
+def call_digest(text: str) -> str:
+    """SHA-256, in hex, of a call as it travels. A call that differs in anything, the deadline or the grant too, is another call."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def reply_to(tool_call_id: str, digest: str, answer: Callable[[], ToolResult]) -> Reply:
+    """What `answer` returns or raises, as a reply to the call of this digest; whatever happens is one."""
     try:
-        return Reply(tool_call_id=tool_call_id, result=answer())
+        return Reply(call_digest=digest, result=answer())
     except MetierError as error:
         failure = Failure(code=error.code, message=str(error))
     except Exception as error:  # a defect of ours: the caller may try again, and the log says what it was
         log.exception("runner broke", action="reply", tool_call_id=tool_call_id)
         failure = Failure(code="runner_broke", message=f"the tool runner broke: {type(error).__name__}: {error}")
-    return Reply(tool_call_id=tool_call_id, failure=failure)
+    return Reply(call_digest=digest, failure=failure)
 
 
 def result_of(reply: Reply) -> ToolResult:

@@ -1,4 +1,4 @@
-"""A call in, a result out: keep the deadline, verify the grant, run it once, observe.
+"""A call in, a result out: verify the grant, keep the deadline, run it once, observe.
 
 Lanes hand it calls from many threads; it hands on to `execution`. What is finished or under way is known by its `tool_call_id`, so that a
 call sent twice runs once in this process.
@@ -65,9 +65,9 @@ class Runner:
             return Taken(_failed(error), None)
 
     def _taken(self, call: ToolCall) -> Taken:
+        grant.verify(self._key, call)
         if call.deadline <= time.time():
             raise DeadlineMissed(f"the deadline of tool call {call.tool_call_id} had passed before it could start")
-        grant.verify(self._key, call)
         work, ours = self._once.take(call.tool_call_id, call.grant)
         if self._gave_up(call):
             self.cancel(call.tool_call_id, call.grant)

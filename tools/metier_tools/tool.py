@@ -60,7 +60,7 @@ class FileRef(Word):
 class ToolCall(Word):
     """One call. `deadline` is seconds since the epoch, `timeout_s` what the tool itself may take; `run_id` is the key of the sandbox lease.
 
-    `tool_call_id` is the idempotency key: the same call sent again is the same work. `digest` is that of the spec which the model was
+    `tool_call_id` is the idempotency key: the same call sent again is the same work, under whatever `nonce`. `digest` is that of the spec which the model was
     shown. `files` are put into the scratch folder before the program starts, and `take` are read from there when it has ended.
     """
 
@@ -74,6 +74,7 @@ class ToolCall(Word):
     take: tuple[str, ...] = ()
     deadline: float
     timeout_s: float
+    nonce: str = ""
     grant: str
     traceparent: str | None = None
 
