@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from metier_tools import egress
+from metier_tools import egress, egress_call
 from metier_tools.egress import EgressProxy
 from metier_tools.inside import loopback
 from metier_tools.profile import Attempt, Egress
@@ -385,8 +385,8 @@ def test_the_byte_limit_cuts_all_of_a_call_and_the_next_call_has_it_anew(
     assert [attempt.verdict for attempt in proxy.report()] == ["allowed", "allowed", "spent"]
     assert 300_000 < sum(attempt.bytes for attempt in proxy.report()) < 300_000 + 2 * loopback.CHUNK
     proxy.start_call()
-    assert proxy.report() == ()
     assert "200 OK" in bench.ask(get(web.port))
+    assert [attempt.verdict for attempt in proxy.report()] == ["allowed"]
 
 
 def test_the_byte_limit_counts_what_is_sent_too(bench: Bench, echo: Server) -> None:
@@ -403,12 +403,87 @@ def test_the_byte_limit_counts_what_is_sent_too(bench: Bench, echo: Server) -> N
 
 def test_a_new_call_cuts_what_the_last_one_left_open_or_waiting(bench: Bench, web: Server, echo: Server) -> None:
     proxy = bench.open(rules(web.port, echo.port), connections=1)
+    proxy.start_call()
     left_open, left_waiting = bench.tunnel(echo.port), bench.connect(get(web.port))
 
     proxy.start_call()
 
     assert (rest_of(left_open), rest_of(left_waiting)) == (b"", b"")
     assert (web.seen, proxy.report()) == ([], ())
+
+
+def test_the_report_ends_the_call_and_until_the_next_one_nobody_gets_out(
+    bench: Bench, web: Server, echo: Server
+) -> None:
+    proxy = bench.open(rules(web.port, echo.port))
+    proxy.start_call()
+    left_open = bench.tunnel(echo.port)
+
+    assert [attempt.port for attempt in proxy.report()] == [echo.port]
+
+    assert rest_of(left_open) == b""
+    between = [bench.connect(get(web.port)) for _ in range(3)]
+    assert select.select(between, [], [], 0.3)[0] == []
+    proxy.start_call()
+    assert [rest_of(client) for client in between] == [b""] * 3
+    assert "200 OK" in bench.ask(get(web.port))
+    assert (len(web.seen), len(proxy.report())) == (1, 1)
+
+
+def test_what_is_done_before_the_first_call_counts_to_that_call(bench: Bench, web: Server, echo: Server) -> None:
+    proxy = bench.open(rules(web.port, echo.port, bytes=300_000))
+    early = bench.tunnel(echo.port)
+    early.sendall(b"x" * 140_000)
+    exactly(early, 140_000)
+
+    proxy.start_call()
+
+    bench.ask(get(web.port, "/endless"))
+    attempts = proxy.report()
+    assert [attempt.port for attempt in attempts] == [echo.port, web.port]
+    assert 300_000 < sum(attempt.bytes for attempt in attempts) < 300_000 + 2 * loopback.CHUNK
+
+
+@pytest.mark.parametrize("how", ["spent", "over"])
+def test_a_request_that_was_read_before_its_call_came_to_an_end_reaches_nobody(
+    bench: Bench, web: Server, echo: Server, how: str
+) -> None:
+    proxy = bench.open(rules(web.port, echo.port, bytes=100_000))
+    proxy.start_call()
+    other, asked, go_on = bench.tunnel(echo.port), threading.Event(), threading.Event()
+
+    def addresses() -> list[str]:
+        asked.set()
+        assert go_on.wait(20)
+        return ["127.0.0.1"]
+
+    bench.addresses = addresses
+    late = bench.connect(get(web.port))
+    assert asked.wait(20)
+    if how == "over":
+        proxy.report()
+    else:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            other.sendall(b"x" * 1_000_000)
+    assert rest_of(late) == b""
+    go_on.set()
+
+    assert until(lambda: threads() == 1)
+    assert web.seen == []
+    assert "allowed" not in [attempt.verdict for attempt in proxy.report() if attempt.port == web.port]
+
+
+def test_a_new_call_closes_as_many_as_the_queue_holds_and_is_not_held_up_by_those_who_come_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = bench.open(rules(80))
+    monkeypatch.setattr(egress, "_WAITING", 1)
+    proxy.report()
+    clients = [bench.connect("x\r\n\r\n") for _ in range(4)]
+
+    proxy.start_call()
+
+    assert [rest_of(client)[:12] for client in clients] == [b"", b"", b"HTTP/1.1 400", b"HTTP/1.1 400"]
 
 
 def test_no_more_connections_are_served_at_one_time_than_said(bench: Bench, web: Server) -> None:
@@ -433,12 +508,17 @@ def test_no_more_connections_are_served_at_one_time_than_said(bench: Bench, web:
 
 def test_a_call_that_connects_without_end_is_heard_no_more(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = bench.open(rules(80))
-    monkeypatch.setattr(egress, "MOST_ATTEMPTS", 2)
+    monkeypatch.setattr(egress_call, "MOST_ATTEMPTS", 2)
 
-    answers = [bench.ask("x\r\n\r\n")[:12] for _ in range(3)]
+    answers = [bench.ask("x\r\n\r\n")[:12] for _ in range(2)]
+    further = bench.connect("x\r\n\r\n")
 
-    assert answers == ["HTTP/1.1 400", "HTTP/1.1 400", ""]
+    assert answers == ["HTTP/1.1 400"] * 2
+    assert select.select([further], [], [], 0.3)[0] == []
     assert proxy.report() == (Attempt("", 0, "bad_request", 5),) * 2
+    proxy.start_call()
+    assert rest_of(further) == b""
+    assert bench.ask("x\r\n\r\n").startswith("HTTP/1.1 400")
 
 
 def test_a_client_that_drips_its_head_is_dropped(bench: Bench) -> None:
@@ -481,6 +561,17 @@ def test_close_leaves_no_thread_no_file_and_no_open_connection(bench: Bench, ech
         assert (rest_of(tunnel), rest_of(silent), threads()) == (b"", b"", 0)
         assert not inner.path.exists()
     assert until(lambda: open_files() == files)
+
+
+def test_a_proxy_that_is_shut_closes_too(bench: Bench) -> None:
+    proxy = bench.open(rules(80))
+    proxy.report()
+    waiting = bench.connect("x\r\n\r\n")
+    assert select.select([waiting], [], [], 0.2)[0] == []
+
+    proxy.close()
+
+    assert (rest_of(waiting), threads()) == (b"", 0)
 
 
 @pytest.fixture

@@ -6,21 +6,30 @@ import base64
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
 
+from metier import cli, compose
 from metier.exec_lines import LONGEST_LINE, Lines, Turns
 from metier_infra.blobs import FolderBlobs
-from metier_infra.errors import EngineGone
+from metier_infra.errors import EngineGone, MissingService
+from metier_tools import limits
 from metier_tools.builtin import BUILTIN
 from metier_tools.execution import Execution
+from metier_tools.profile import Profile
 from metier_tools.sandbox import Outcome, Request, ScriptedSandbox
 from metier_tools.vault import FixedVault
 
@@ -133,6 +142,24 @@ def test_no_engine_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "Traceback" not in done.stderr
 
 
+async def test_an_engine_that_does_not_enforce_the_limits_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = limits.host
+
+    def lax(profile: Profile, place: limits.Place) -> dict[str, JsonValue]:
+        return {**host(profile, place), "ReadonlyRootfs": False}
+
+    def as_they_are(_: str) -> None:
+        """Logs of this process are not the command's to configure."""
+
+    monkeypatch.setattr(limits, "host", lax)
+    with pytest.raises(MissingService, match="this container engine does not enforce: read-only root"):
+        await compose.open_inline_lane(compose.standalone(compose.configure()))
+    monkeypatch.setattr(compose, "configure_logs", as_they_are)
+    done = CliRunner().invoke(cli.app, ["tools", "exec"], input=json.dumps(python("1", "print(1)")) + "\n")
+    assert isinstance(done.exception, MissingService)
+    assert done.stdout == ""
+
+
 def lines(script: Callable[[Request], Outcome], folder: Path) -> Lines:
     sandbox = ScriptedSandbox(script)
     return Lines(Execution(BUILTIN, sandbox, FixedVault({}), FolderBlobs(folder)), BUILTIN, sandbox, threads=4)
@@ -170,6 +197,65 @@ def test_an_engine_that_is_gone_is_told_for_each_call_and_in_the_end(tmp_path: P
     )
 
 
+def test_a_line_at_which_we_break_is_told_so_and_the_next_ones_run(tmp_path: Path) -> None:
+    def breaks(request: Request) -> Outcome:
+        if request.source == "breaks":
+            raise struct.error("'H' format requires 0 <= number <= 65535, and here is a secret")
+        return Outcome("ok", 0, "fine")
+
+    out, asked = io.BytesIO(), [python("1", "breaks"), python("2", "x")]
+    with capture_logs() as logs:
+        well = lines(breaks, tmp_path).run(io.BytesIO("\n".join(map(json.dumps, asked)).encode()), out)
+    told = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert (well, [one["status"] for one in told]) == (False, ["died", "ok"])
+    assert told[0]["stderr"] == "defect: Métier broke at this line with error, and goes on with the next one"
+    assert [one["action"] for one in logs] == ["answer_died"]
+    assert "secret" not in str(logs)
+
+
+def test_a_stream_that_cannot_be_read_on_ends_the_command(tmp_path: Path) -> None:
+    class Torn(io.BytesIO):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            return super().readline(size) or self._torn()
+
+        def _torn(self) -> bytes:
+            raise OSError("torn")
+
+    out = io.BytesIO()
+    running = lines(lambda _: Outcome("ok", 0), tmp_path)
+    ended = Future[bool]()
+    torn = Torn(json.dumps(python("1", "x")).encode())
+    threading.Thread(target=lambda: ended.set_result(running.run(torn, out)), daemon=True).start()
+    assert ended.result(20) is False
+    assert [json.loads(line)["status"] for line in out.getvalue().splitlines()] == ["ok", "died"]
+
+
+def test_more_files_than_a_call_may_have_are_refused_and_the_next_line_runs(tmp_path: Path) -> None:
+    names = [f"{n:0>250}" for n in range(300)]
+    asked = [
+        python("take", "x", take=names),
+        python("files", "x", files=dict.fromkeys(names, "")),
+        python("time", "x", timeout_s=1e300),
+        python("last", "x", take=names[:64], files=dict.fromkeys(names[:64], "")),
+    ]
+    out = io.BytesIO()
+    assert lines(lambda _: Outcome("ok", 0), tmp_path).run(io.BytesIO("\n".join(map(json.dumps, asked)).encode()), out)
+    told = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [(one["id"], one["status"]) for one in told] == [
+        *[(name, "refused") for name in ("take", "files", "time")],
+        ("last", "ok"),
+    ]
+    assert "take: Tuple should have at most 64 items" in told[0]["stderr"]
+    assert "files: Dictionary should have at most 64 items" in told[1]["stderr"]
+
+
+def test_what_is_said_of_a_bad_line_is_short(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    line = json.dumps(python("1", "x", **{"x" * 100_000: 1})).encode()
+    lines(lambda _: Outcome("ok", 0), tmp_path).run(io.BytesIO(line), out)
+    assert len(out.getvalue()) < 1000
+
+
 def test_a_line_that_is_too_long_is_refused_and_the_next_one_runs(tmp_path: Path) -> None:
     out = io.BytesIO()
     huge = b'{"id": "' + b"x" * (LONGEST_LINE + 10) + b'"}\n'
@@ -187,7 +273,7 @@ def test_turns_of_one_key_are_in_order_and_one_at_a_time() -> None:
         order.append(n)
         running[0] -= 1
 
-    done = [turns.submit("key", lambda n=n: work(n)) for n in range(50)]
+    done = [turns.submit("key", partial(work, n)) for n in range(50)]
     for one in done:
         one.result(10)
     turns.close()

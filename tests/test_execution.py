@@ -9,7 +9,7 @@ import asyncio
 import base64
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,10 @@ from pydantic import JsonValue
 from metier_infra.blobs import FolderBlobs
 from metier_infra.errors import MissingBlob
 from metier_infra.messages import CallId, RunId, ToolCallId
+from metier_tools import function_call
 from metier_tools.builtin import BUILTIN
 from metier_tools.declare import Arguments, from_model
+from metier_tools.declare import tool as declared
 from metier_tools.execution import INLINE, Execution
 from metier_tools.profile import Profile
 from metier_tools.sandbox import Held, Outcome, Request, ScriptedSandbox
@@ -186,6 +188,45 @@ def test_files_beyond_the_profile_or_of_another_size_start_nothing(bench: Bench)
     assert (result.status, "not the size that was said" in result.stderr, bench.asked) == ("refused", True, [])
 
 
+def test_standard_input_counts_with_the_files(bench: Bench) -> None:
+    small = Profile(name="small", put_bytes=40)
+    command = tool(Command(("cat",), "{text}"), profile=small)
+    given = {"f": FileRef.holding(b"x" * 30)}
+    assert bench.run(command, {"text": "x" * 10}, files=given).status == "ok"
+    bench.asked.clear()
+    program = tool(Fixed("python", "1"), profile=small)
+    large = [
+        bench.run(command, {"text": "x" * 11}, files=given),
+        bench.run(command, {"text": "é" * 21}),
+        bench.run(program, {"text": "x" * 20}),
+    ]
+    for result in large:
+        assert (result.status, "standard input of this call take more than 40 bytes" in result.stderr, bench.asked) == (
+            "refused",
+            True,
+            [],
+        )
+
+
+@pytest.mark.parametrize("action", [Function(len), ServerTool("calc", ("calc-server",), "add")])
+def test_files_where_no_program_runs_are_refused(bench: Bench, action: Action) -> None:
+    made = tool(action, "calc__add")
+    changes: list[dict[str, Any]] = [{"files": {"a": FileRef.holding(b"")}}, {"take": ("a",)}]
+    for change in changes:
+        result = bench.run(made, **change)
+        assert (result.status, "can bring no files" in result.stderr, bench.asked) == ("refused", True, [])
+
+
+def test_a_call_has_at_most_64_files_each_way(bench: Bench) -> None:
+    made = tool(Written("python", "text"))
+    names = [f"f{n}" for n in range(65)]
+    changes: list[dict[str, Any]] = [{"files": dict.fromkeys(names, FileRef.holding(b""))}, {"take": tuple(names)}]
+    for change in changes:
+        result = bench.run(made, **change)
+        assert (result.status, "at most 64 files" in result.stderr, bench.asked) == ("refused", True, [])
+    assert bench.run(made, take=tuple(names[:64])).status == "ok"
+
+
 def test_a_claim_on_nothing_is_an_error(bench: Bench) -> None:
     with pytest.raises(MissingBlob):
         bench.run(tool(Written("python", "text")), files={"f": FileRef(sha256="0" * 64, size=1)})
@@ -216,12 +257,38 @@ def unshowable(text: str, times: int) -> set[str]:
     return {text * times}
 
 
-release = threading.Event()
+def loud(text: str, times: int) -> str:
+    raise ValueError("x" * 5_000_000)
 
 
-def endless(text: str, times: int) -> str:
-    release.wait(30)
-    return text * times
+def unfit_to_keep(text: str, times: int) -> str:
+    if text == "raises":
+        raise ValueError("a\0b\ud800c")
+    return "a\0b\ud800c"
+
+
+def leaves(text: str, times: int) -> str:
+    raise SystemExit(text)
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """Lets the endless functions of a test end; it waits until they have."""
+    event = threading.Event()
+    yield event
+    event.set()
+    for thread in threading.enumerate():
+        if thread.name == "function-mine":
+            thread.join(10)
+    assert function_call.STRAGGLERS.count() == 0
+
+
+def endless(release: threading.Event) -> Tool:
+    def wait(text: str, times: int) -> str:
+        release.wait(30)
+        return text * times
+
+    return tool(Function(wait))
 
 
 def test_a_function_is_called_with_the_arguments_and_their_defaults_and_its_result_is_text(bench: Bench) -> None:
@@ -237,21 +304,55 @@ def test_what_a_function_raises_or_cannot_be_shown_is_a_result(bench: Bench) -> 
     result = bench.run(tool(Function(broken)))
     assert (result.status, result.stderr) == ("error", "KeyError: 'hihi'")
     assert "not JSON serializable" in bench.run(tool(Function(unshowable))).stderr
+    assert bench.run(tool(Function(leaves))).stderr == "SystemExit: hi"
 
 
-def test_a_function_that_does_not_end_is_left_alone_at_its_time(bench: Bench) -> None:
-    assert bench.run(tool(Function(endless)), timeout_s=0.1).status == "timeout"
+def test_what_a_function_says_is_cut_and_can_be_kept(bench: Bench) -> None:
+    result = bench.run(tool(Function(loud)))
+    assert (result.status, len(result.stderr), result.truncated) == ("error", function_call.KEEP, True)
+    assert bench.run(tool(Function(unfit_to_keep))).stdout == "a\ufffdb\ufffdc"
+    assert bench.run(tool(Function(unfit_to_keep)), {"text": "raises"}).stderr == "ValueError: a\ufffdb\ufffdc"
+
+
+def test_an_async_function_is_cancelled_at_its_time(bench: Bench) -> None:
+    cancelled = threading.Event()
+
+    @declared(name="mine", kind="function", timeout_s=0.1)
+    async def waits(text: str) -> str:
+        """Wait for ever."""
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return text
+
+    assert bench.run(waits, timeout_s=0.1).status == "timeout"
+    assert cancelled.wait(10)
+
+
+def test_a_function_that_does_not_end_is_left_alone_at_its_time(bench: Bench, release: threading.Event) -> None:
+    assert bench.run(endless(release), timeout_s=0.1).status == "timeout"
+
+
+def test_only_so_many_functions_may_go_on_alone(bench: Bench, release: threading.Event) -> None:
+    made = endless(release)
+    late = [bench.run(made, timeout_s=0.01).status for _ in range(function_call.MOST_STRAGGLERS)]
+    refused = bench.run(tool(Function(said)))
+    assert (set(late), refused.status, "32 functions did not end" in refused.stderr) == ({"timeout"}, "refused", True)
     release.set()
+    for thread in threading.enumerate():
+        if thread.name == "function-mine":
+            thread.join(10)
+    assert bench.run(tool(Function(said))).status == "ok"
 
 
-def test_a_function_is_given_up_when_its_call_is(bench: Bench) -> None:
-    release.clear()
-
+def test_a_function_is_given_up_when_its_call_is(bench: Bench, release: threading.Event) -> None:
     def holding(one: Held) -> nullcontext[None]:
         threading.Timer(0.05, one.stop).start()
         return nullcontext()
 
-    made = tool(Function(endless))
+    made = endless(release)
     execution = Execution(
         Toolbox([made]), ScriptedSandbox(lambda _: Outcome("ok")), FixedVault({}), FolderBlobs(bench.folder)
     )
@@ -260,4 +361,3 @@ def test_a_function_is_given_up_when_its_call_is(bench: Bench) -> None:
         arguments={"text": "x"}, deadline=time.time() + 20, timeout_s=20, grant="",
     )  # fmt: skip
     assert execution.run(call, holding).status == "died"
-    release.set()

@@ -6,8 +6,15 @@ Not here: how servers are declared and approved (test_pins), and other tool kind
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import IO
 
 import pytest
 from pydantic import JsonValue
@@ -15,9 +22,19 @@ from pydantic import JsonValue
 from metier_infra.errors import ServerBroken
 from metier_infra.settings import SandboxSettings
 from metier_tools.docker_sandbox import DockerSandbox
+from metier_tools.inside import wire
 from metier_tools.profile import STRICT, Profile
 from metier_tools.sandbox import Outcome, Recipe, Request, Server
-from metier_tools.server_line import Listener, Misbehaved, definition, understood
+from metier_tools.server_line import (
+    COMPLAINTS,
+    UNASKED,
+    Listener,
+    Misbehaved,
+    ServerLine,
+    definition,
+    last_words,
+    understood,
+)
 
 SDK_SERVER = """
 import os
@@ -202,15 +219,166 @@ def test_a_call_in_hand_ends_when_the_container_is_stopped(sandbox: DockerSandbo
     assert outcome.status == "died"
 
 
+def framed(stream: int, data: bytes) -> bytes:
+    """As the engine multiplexes it."""
+    return bytes([stream, 0, 0, 0]) + len(data).to_bytes(4, "big") + data
+
+
+@contextmanager
+def opened(change: str = "", *secrets: str, profile: Profile = STRICT) -> Generator[ServerLine]:
+    """The line to a server in a plain process: what the engine does to its streams is done here."""
+    ours, theirs = socket.socketpair()
+    with ExitStack() as stack:
+        stack.enter_context(theirs)
+        line = [sys.executable, "-I", "-S", "-c", STDLIB_SERVER % change]
+        process = subprocess.Popen(line, stdin=theirs.fileno(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        stack.enter_context(process)
+        stack.callback(process.kill)
+        threading.Thread(target=carry, args=(process, theirs), daemon=True).start()
+        server = Server("echo", (), tuple((f"KEY_{number}", secret) for number, secret in enumerate(secrets)))
+        spoken = ServerLine(ours, server, profile, 20)
+        stack.callback(spoken.hang_up)
+        yield spoken
+
+
+def carry(process: subprocess.Popen[bytes], theirs: socket.socket) -> None:
+    """What a process writes, on the wire, and its end."""
+    one_at_a_time = threading.Lock()
+
+    def forward(stream: int, written: IO[bytes] | None) -> None:
+        with suppress(OSError):
+            while data := os.read(written.fileno(), 65536) if written else b"":
+                with one_at_a_time:
+                    theirs.sendall(framed(stream, data))
+
+    complaints = threading.Thread(target=forward, args=(wire.ERR, process.stderr), daemon=True)
+    complaints.start()
+    forward(wire.OUT, process.stdout)
+    complaints.join()
+    with suppress(OSError):
+        theirs.shutdown(socket.SHUT_RDWR)
+
+
+def asked(line: ServerLine) -> Outcome:
+    (spec,) = line.definitions
+    return line.run(Request("mcp", "echo", 10, arguments={"text": "x"}, digest=spec.digest))
+
+
+def until(ready: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 20
+    while not ready() and time.monotonic() < end:
+        time.sleep(0.01)
+    return ready()
+
+
+FLOODS_WHEN_TOLD = """
+import signal
+noise = json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x" * 1000}})
+signal.signal(signal.SIGUSR1, lambda *_: [os.write(1, noise.encode() + b"\\n") for _ in range(200)])
+tools[0]["description"] = str(os.getpid())
+"""
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_what_a_server_says_unasked_ends_it(calls: int) -> None:
+    with opened(FLOODS_WHEN_TOLD) as line:
+        assert [asked(line).status for _ in range(calls)] == ["ok"] * calls
+        os.kill(int(line.definitions[0].description), signal.SIGUSR1)
+        assert until(lambda: not line.alive())
+        outcome = asked(line)
+    assert (outcome.status, f"more than {UNASKED} bytes that no call asked for" in outcome.stderr) == ("died", True)
+
+
+def test_a_server_may_say_little_between_calls_and_much_in_each() -> None:
+    listener, little, much = Listener(10 * UNASKED), framed(1, b"x\n" * 100), framed(1, b"x\n" * UNASKED)
+    listener.feed(much)
+    for _ in range(3):
+        listener.rest()
+        listener.feed(little)
+        listener.renew()
+        listener.feed(much)
+    listener.rest()
+    with pytest.raises(Misbehaved):
+        listener.feed(much)
+
+
+TELLS_ALL = "def called(request): say(id=request['id'], error={'code': 1, 'message': 'no\\0' + 'x' * 3000000})"
+
+
+def test_the_text_of_an_error_is_cut_and_clean_as_every_text() -> None:
+    with opened(TELLS_ALL) as line:
+        outcome = asked(line)
+    assert (outcome.status, outcome.truncated) == ("error", True)
+    assert len(outcome.stderr.encode()) == STRICT.keep_bytes
+    assert outcome.stderr.startswith("no\ufffdxxx")
+
+
+TOKEN = "tok-0123456789abcdefghijklmnopqrstuvwxyz"
+"""What a server starts with, and must not be shown."""
+
+
+def shown_of(secret: str, text: str) -> int:
+    """The length of the longest part of a secret that a text shows."""
+    parts = {secret[at : at + size] for at in range(len(secret)) for size in range(1, len(secret) - at + 1)}
+    return max((len(part) for part in parts if part in text.replace("[secret]", "")), default=0)
+
+
+def test_no_half_of_a_secret_is_in_the_last_words_of_a_server_that_dies() -> None:
+    dies = f"def called(request): print('{TOKEN}' + '.' * 480, file=sys.stderr, flush=True); os._exit(1)"
+    with opened(dies, TOKEN) as line:
+        outcome = asked(line)
+    assert outcome.status == "died"
+    assert outcome.stderr.endswith("." * 480)
+    assert shown_of(TOKEN, outcome.stderr) <= 3
+
+
+def test_no_half_of_a_secret_is_in_the_last_words_of_a_server_that_does_not_start() -> None:
+    dies = f"print('{TOKEN}' + '.' * 480, file=sys.stderr, flush=True); sys.exit(1)"
+    with pytest.raises(ServerBroken) as caught, opened(dies, TOKEN):
+        pass
+    assert "." * 480 in str(caught.value)
+    assert shown_of(TOKEN, str(caught.value)) <= 3
+
+
+@pytest.mark.parametrize("lost", range(1, len(TOKEN)))
+def test_a_secret_whose_beginning_was_not_kept_is_not_in_the_last_words(lost: int) -> None:
+    long = TOKEN * 50
+    said = long[lost:] + long + " end"
+    listener = Listener(10**6)
+    listener.feed(framed(wire.ERR, b"." * COMPLAINTS + said.encode().ljust(COMPLAINTS)))
+    assert last_words(bytes(listener.complaints), [long], False) == ("[secret] end", True)
+
+
+def test_the_last_words_of_a_server_that_was_cut_off_end_before_the_secret_that_it_began() -> None:
+    assert last_words(f"a {TOKEN} b {TOKEN[:20]}".encode(), [TOKEN], True) == ("a [secret] b [secret]", True)
+
+
 def test_what_a_server_writes_is_cut_into_lines_however_it_comes() -> None:
     listener = Listener(1000)
-    wire = b"".join(
-        bytes([stream, 0, 0, 0, 0, 0, 0, len(data)]) + data
-        for stream, data in ((1, b'{"a'), (2, b"oh"), (1, b'":1}\n\n{"b"'), (1, b":2}\n"))
+    written = b"".join(
+        framed(stream, data) for stream, data in ((1, b'{"a'), (2, b"oh"), (1, b'":1}\n\n{"b"'), (1, b":2}\n"))
     )
-    lines = [line for at in range(0, len(wire), 5) for line in listener.feed(wire[at : at + 5])]
+    lines = [line for at in range(0, len(written), 5) for line in listener.feed(written[at : at + 5])]
     assert lines == [b'{"a":1}', b'{"b":2}']
     assert bytes(listener.complaints) == b"oh"
+
+
+def test_a_line_that_drips_is_not_searched_anew_for_each_byte() -> None:
+    listener, drip = Listener(8 << 20), framed(1, b"x")
+    listener.feed(framed(1, b"x" * 3_000_000))
+    began_s = time.thread_time()
+    for _ in range(100_000):
+        listener.feed(drip)
+    assert time.thread_time() - began_s < 2.0, (
+        "processor time, not the clock; looking at all of it each time takes far more"
+    )
+    assert [len(line) for line in listener.feed(framed(1, b"\n"))] == [3_100_000]
+
+
+def test_a_line_that_never_ends_is_the_cut_of_the_call() -> None:
+    with pytest.raises(Misbehaved, match="a line of more than") as caught:
+        Listener(8 << 20).feed(framed(1, b"x" * (5 << 20)))
+    assert caught.value.verdict == "output_cut"
 
 
 def test_the_client_is_shown_no_output_schema_and_the_digest_covers_it() -> None:

@@ -5,6 +5,8 @@ Not tested: that what is declared really runs in a container, which is `test_exe
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import sys
 import textwrap
 from importlib import import_module
@@ -130,7 +132,8 @@ def test_a_function_file_names_a_trusted_function(tmp_path: Path, monkeypatch: p
     text = FUNCTION.replace("json:dumps", "my_functions:double").replace("obj: {type: string", "n: {type: integer")
     (tool,) = tool_files.load(write(tmp_path, double=text)).tools
     assert isinstance(tool.action, Function)
-    assert tool.action.call(n=4) == 8
+    assert inspect.iscoroutinefunction(tool.action.call)
+    assert asyncio.run(tool.action.call(n=4)) == 8
     sys.modules.pop("my_functions")
 
 
@@ -154,8 +157,8 @@ BAD: dict[str, tuple[str, str]] = {
     "unknown profile": (changed(CODE, "web", "lax"), "5: profile: there is no profile 'lax'; there are strict@1, web@1"),
     "unknown version": (changed(CODE, "web", "web@7"), "5: profile: there is no profile 'web@7'"),
     "lower-case secret": (changed(CODE, "API_TOKEN", "token"), "6: secrets.0: 'token' is no secret's name"),
-    "absolute take": (changed(CODE, "out/table.csv", "/etc/passwd"), "7: take.0: '/etc/passwd' is not a relative path"),
-    "take above": (changed(CODE, "out/table.csv", "a/../../b"), "7: take.0: 'a/../../b' is not a relative path"),
+    "absolute take": (changed(CODE, "out/table.csv", "/etc/passwd"), "7: take.0: the path '/etc/passwd' cannot be used"),
+    "take above": (changed(CODE, "out/table.csv", "a/../../b"), "7: take.0: the path 'a/../../b' cannot be used"),
     "timeout of none": (changed(CODE, "timeout_s: 3", "timeout_s: 0"), "8: timeout_s: input should be greater than 0"),
     "typing error": (changed(CODE, "timeout_s", "timeout"), "8: timeout: unknown field; did you mean timeout_s?"),
     "typing error in an argument": (

@@ -5,7 +5,9 @@ The programs that typed functions become are run here by a plain Python: what a 
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import inspect
 import json
 import math
 import subprocess
@@ -234,7 +236,8 @@ def test_a_trusted_function_is_called_as_it_is() -> None:
 
     assert isinstance(add.action, Function)
     assert isinstance(count.action, Function)
-    assert (add.action.call(more=2), count.action.call(text="ab")) == (42, 42)
+    assert inspect.iscoroutinefunction(add.action.call)
+    assert (asyncio.run(add.action.call(more=2)), count.action.call(text="ab")) == (42, 42)
 
 
 DOES = "    'Do it.'\n"
@@ -278,9 +281,12 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("def f():\n" + DOES, {"name": "a__b"}, "1: f: name: 'a__b' is no name"),
     ("def f():\n" + DOES, {"timeout_s": 401}, "1: f: timeout_s: Input should be less than or equal to 400"),
     ("def f():\n" + DOES, {"secrets": ("token",)}, "1: f: secrets.0: 'token' is no secret's name"),
-    ("def f():\n" + DOES, {"take": ("../a",)}, "1: f: take.0: '../a' is not a relative path"),
-    ("def f():\n" + DOES, {"take": ("a/./b",)}, "1: f: take.0: 'a/./b' is not a relative path"),
-    ("def f():\n" + DOES, {"take": (".",)}, "1: f: take.0: '.' is not a relative path"),
+    ("def f():\n" + DOES, {"take": ("../a",)}, "1: f: take.0: the path '../a' cannot be used: it must be"),
+    ("def f():\n" + DOES, {"take": ("a/./b",)}, "1: f: take.0: the path 'a/./b' cannot be used: it must be"),
+    ("def f():\n" + DOES, {"take": (".",)}, "1: f: take.0: the path '.' cannot be used: it must be"),
+    ("def f():\n" + DOES, {"take": ("a\nb",)}, "1: f: take.0: the path 'a\\nb' cannot be used: it is empty, or holds a NUL or"),
+    ("def f():\n" + DOES, {"take": ("a\x1b[2J",)}, "1: f: take.0: the path 'a\\x1b[2J' cannot be used: it holds characters"),
+    ("def f():\n" + DOES, {"take": ("é" * 128,)}, f"1: f: take.0: the path '{'é' * 128}' cannot be used: it is longer"),
     ("def f():\n" + DOES, {"kind": "function", "secrets": ("A",)}, "1: f: profile, secrets and take are for sandboxed"),
     ("def f():\n" + DOES, {"kind": "function", "profile": "web"}, "1: f: profile, secrets and take are for sandboxed"),
 ]  # fmt: skip

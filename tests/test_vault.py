@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,41 @@ def test_a_secret_is_hidden_however_it_is_written(shown: str) -> None:
     assert "[secret]" in clean
     for part in (SECRET, shown):
         assert part not in clean
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "two\nlines",
+        'schlüssel "quoted"',
+        "bell\x07",
+        'a "quote"',
+        "it's a quote",
+        "schlüssel-ключ",
+        "tab\tand\\slash",
+        "a b/c&d=é",
+    ],
+)
+def test_a_secret_is_hidden_in_what_programs_print_by_accident(secret: str) -> None:
+    shown = [
+        json.dumps({"key": secret}),
+        json.dumps({"key": secret}, ensure_ascii=False),
+        repr({"key": secret}),
+        f"?key={quote(secret)}",
+        urlencode({"key": secret}),
+    ]
+    for text in shown:
+        clean = scrubber([secret])(text.encode(), False).decode()
+        assert "[secret]" in clean, text
+        assert len(clean) <= len("{'key': '[secret]'}"), clean
+
+
+def test_a_secret_of_several_lines_is_hidden_line_by_line() -> None:
+    key = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqhkiG\n9w0BAQEFAASCBKcwggSj\nshort\n-----END KEY-----"
+    printed = "".join(f"{n}: {line}\n" for n, line in enumerate(key.splitlines()))
+    assert scrubber([key])(printed.encode(), False).decode() == (
+        "0: [secret]\n1: [secret]\n2: [secret]\n3: short\n4: [secret]\n"
+    )
 
 
 def test_a_secret_that_was_cut_off_is_hidden_as_far_as_it_is_there() -> None:

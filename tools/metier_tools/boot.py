@@ -65,8 +65,11 @@ class Box:
         if self.proxy is None:
             return self.line.run(request)
         self.proxy.start_call()
-        outcome = self.line.run(request)
-        return replace(outcome, attempts=self.proxy.report())
+        try:
+            outcome = self.line.run(request)
+        finally:
+            attempts = self.proxy.report()
+        return replace(outcome, attempts=attempts)
 
 
 @dataclass(frozen=True)

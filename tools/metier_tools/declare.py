@@ -6,14 +6,11 @@ from the types, and arguments are checked against the same types. `function_sour
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from types import FunctionType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, overload
 
@@ -25,6 +22,7 @@ from pydantic_core import PydanticCustomError, SchemaError
 from metier_infra.declared import Declared
 from metier_infra.errors import BadSpec
 from metier_tools.function_source import program_of
+from metier_tools.paths import MOST_FILES, path_problem
 from metier_tools.profile import STRICT, Profile
 from metier_tools.tool import Kind, ToolSpec
 from metier_tools.toolbox import Action, Command, Fixed, Function, ServerTool, Tool, Written
@@ -57,16 +55,15 @@ def _secret(name: str) -> str:
 
 
 def _inside(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path or str(PurePosixPath(path)) != path:
-        raise unfit(f"{path!r} is not a relative path inside the scratch folder")
+    if problem := path_problem(path):
+        raise unfit(f"the path {path!r} cannot be used: {problem}")
     return path
 
 
 Name = Annotated[str, AfterValidator(_name)]
 """A name that every model provider takes; `__` stands between an MCP server's name and its tool's."""
 Secret = Annotated[str, AfterValidator(_secret)]
-Taken = Annotated[str, Field(max_length=255), AfterValidator(_inside)]
+Taken = Annotated[str, AfterValidator(_inside)]
 
 
 class Facts(Declared):
@@ -88,7 +85,7 @@ class Filing(Boxed):
     """What the author of a sandboxed program says of its calls."""
 
     take: tuple[Taken, ...] = Field(
-        (), max_length=64, description="files that are read from the scratch folder after each call"
+        (), max_length=MOST_FILES, description="files that are read from the scratch folder after each call"
     )
 
 
@@ -278,7 +275,7 @@ class _Given:
             return Fixed("python", program_of(function))
         if self.secrets or self.take or self.profile != STRICT:
             raise ValueError("profile, secrets and take are for sandboxed tools; kind='function' runs in no sandbox")
-        return Function(blocking(function))
+        return Function(function)
 
     def _boxed(self, made: Tool) -> Tool:
         named = self.profile if isinstance(self.profile, str) else self.profile.key
@@ -286,18 +283,6 @@ class _Given:
         if isinstance(self.profile, Profile):
             return replace(made, profile=self.profile, secrets=boxed.secrets, take=boxed.take)
         return Unresolved(made.spec, made.action, made.problem, STRICT, boxed.secrets, boxed.take, wanted=named)
-
-
-def blocking(function: Callable[..., object]) -> Callable[..., object]:
-    """The same function; one that is async is run to its end."""
-    if not inspect.iscoroutinefunction(function):
-        return function
-
-    @functools.wraps(function)
-    def run(**arguments: JsonValue) -> object:
-        return asyncio.run(function(**arguments))
-
-    return run
 
 
 def _fields(function: FunctionType, docs: Mapping[str, str]) -> dict[str, tuple[Any, FieldInfo]]:

@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import h11
 import structlog
 
+from metier_tools.egress_call import EgressCall
 from metier_tools.egress_rules import Resolve, Target, Verdict, answer_to, forwarded, judge, look_up, target_of
 from metier_tools.inside.loopback import CHUNK, Way, advance, wait, wanted
 from metier_tools.profile import Attempt, Egress
@@ -26,8 +27,6 @@ log = structlog.get_logger()
 
 HEAD_BYTES = 16 * 1024
 """The head of a request is no longer."""
-MOST_ATTEMPTS = 1000
-"""Connections of one call; further ones are closed without a word."""
 _ADDRESSES_TRIED, _WAITING, _LINGER_S, _LINGER_READS = 4, 128, 1.0, 16
 
 
@@ -39,75 +38,6 @@ def addresses_of(host: str, port: int) -> Sequence[str]:
 
 class _Cut(Exception):
     """The connection's call is over, or has used up its bytes."""
-
-
-class _Call:
-    """What one call has used of the network, and the sockets that it has open."""
-
-    def __init__(self, limit: int) -> None:
-        self._lock = threading.Lock()
-        self._left, self._came, self._over = limit, 0, False
-        self._open: set[socket.socket] = set()
-        self._attempts: list[Attempt] = []
-
-    @property
-    def spent(self) -> bool:
-        """Whether it may use no more."""
-        return self._left < 0
-
-    def admit(self, client: socket.socket) -> bool:
-        """Hold a new connection, or close it when there were too many. For the thread that accepts."""
-        self._came += 1
-        if self._came <= MOST_ATTEMPTS and self.hold(client):
-            return True
-        client.close()
-        return False
-
-    def hold(self, opened: socket.socket) -> bool:
-        """Keep a socket, to cut it with the others; False when the call is over."""
-        with self._lock:
-            if not self._over:
-                self._open.add(opened)
-            return not self._over
-
-    def release(self, opened: socket.socket) -> None:
-        """Close a socket."""
-        with self._lock:
-            self._open.discard(opened)
-        opened.close()
-
-    def note(self, attempt: Attempt) -> int:
-        """Add an attempt; its number."""
-        with self._lock:
-            self._attempts.append(attempt)
-            return len(self._attempts) - 1
-
-    def spend(self, size: int, number: int | None = None) -> bool:
-        """Count bytes, for an attempt if there is one yet. The moment the limit is passed all is cut; False from then on."""
-        with self._lock:
-            before, self._left = self._left, self._left - size
-            if number is not None:
-                was = self._attempts[number]
-                self._attempts[number] = replace(was, bytes=was.bytes + size)
-            if before >= 0 > self._left:
-                self._shut()
-            return self._left >= 0
-
-    def cut(self) -> None:
-        """End it: all is cut, and nothing more is held."""
-        with self._lock:
-            self._over = True
-            self._shut()
-
-    def _shut(self) -> None:
-        for opened in self._open:
-            with suppress(OSError):
-                opened.shutdown(socket.SHUT_RDWR)
-
-    def report(self) -> tuple[Attempt, ...]:
-        """The attempts so far."""
-        with self._lock:
-            return tuple(self._attempts)
 
 
 _End = tuple[socket.socket, h11.Connection]
@@ -173,7 +103,7 @@ class _Manner:
 class _Connection:
     """One client, one request. Runs on a thread of its own."""
 
-    def __init__(self, client: socket.socket, call: _Call, manner: _Manner) -> None:
+    def __init__(self, client: socket.socket, call: EgressCall, manner: _Manner) -> None:
         self._client, self._call, self._manner = client, call, manner
         self._near = h11.Connection(h11.SERVER)
         self._read = 0
@@ -218,8 +148,10 @@ class _Connection:
         upstream = self._connect(addresses, target.port)
         if upstream is None:
             return self._refuse("unreachable", target)
-        self._note("allowed", target)
         try:
+            if self._call.spent:  # by another connection, meanwhile
+                return self._refuse("spent", target)
+            self._note("allowed", target)
             return self._exchange(request, target, upstream) if target.path else self._tunnel(upstream)
         finally:
             self._call.release(upstream)
@@ -290,7 +222,9 @@ class _Connection:
 
 
 class EgressProxy:
-    """The proxy of one container.
+    """The proxy of one container. Between `report` and the next `start_call` it is shut: whoever connects then waits, and is closed.
+
+    What the container does before its first call, while it boots, counts to that call.
 
     Args:
         path: where its socket is made, connectable by every user: in a folder that only this container has.
@@ -315,8 +249,10 @@ class EgressProxy:
         connections: int = 32,
     ) -> None:
         self.path, self._manner = path, _Manner(rules, resolve, idle_s, connect_s)
-        self._call = _Call(rules.bytes)
+        self._call, self._booting = EgressCall(rules.bytes), True
         self._gate, self._closed, self._slots = threading.Lock(), threading.Event(), threading.Semaphore(connections)
+        self._admits = threading.Event()
+        self._admits.set()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         path.chmod(0o666)
@@ -327,16 +263,25 @@ class EgressProxy:
         self._acceptor.start()
 
     def start_call(self) -> None:
-        """A new call: all bytes are there again, and nothing that the last one left, in the queue or open, reaches anything."""
+        """A new call: all bytes are there again, and nothing that came since the last one, or is left of it, reaches anything."""
         with self._gate:
-            self._call.cut()
-            with suppress(OSError):
-                while True:
-                    self._listener.accept()[0].close()
-            self._call = _Call(self._manner.rules.bytes)
+            if not self._booting:
+                self._renew()
+            self._booting = False
+
+    def _renew(self) -> None:
+        self._call.cut()
+        with suppress(OSError):
+            for _ in range(_WAITING + 1):  # as many as wait; those that come meanwhile are of this call
+                self._listener.accept()[0].close()
+        self._call = EgressCall(self._manner.rules.bytes)
+        self._admits.set()
 
     def report(self) -> tuple[Attempt, ...]:
-        """The attempts since `start_call`, those that are still open included; at most `MOST_ATTEMPTS`."""
+        """End the call: cut what is open, and tell its attempts; at most `MOST_ATTEMPTS`."""
+        with self._gate:
+            self._booting = False
+            self._call.cut()
         return self._call.report()
 
     def close(self) -> None:
@@ -346,6 +291,7 @@ class EgressProxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         with self._gate:
             self._call.cut()
+            self._admits.set()
         until = time.monotonic() + 5.0
         self._acceptor.join(5.0)
         for thread in self._threads:
@@ -360,19 +306,24 @@ class EgressProxy:
 
     def _took(self) -> bool:
         """Wait for one connection, and serve it; False when there was none after all."""
+        self._admits.wait()
         wait({self._listener.fileno(): select.POLLIN})
         try:
             with self._gate:
+                call = self._call
+                if not call.admits:
+                    self._admits.clear()
+                    return False
                 client, _ = self._listener.accept()
-                admitted, call = self._call.admit(client), self._call
+                call.admit(client)
         except BlockingIOError:
             return False
         except OSError:  # closed, or this process has no file descriptor left just now
             self._closed.wait(0.1)
             return False
-        return admitted and self._started(client, call)
+        return self._started(client, call)
 
-    def _started(self, client: socket.socket, call: _Call) -> bool:
+    def _started(self, client: socket.socket, call: EgressCall) -> bool:
         """Give a connection its thread; False when this machine has none left just now."""
         thread = threading.Thread(target=self._serve, args=(client, call), name="egress", daemon=True)
         try:
@@ -383,7 +334,7 @@ class EgressProxy:
         self._threads = [*(one for one in self._threads if one.is_alive()), thread]
         return True
 
-    def _serve(self, client: socket.socket, call: _Call) -> None:
+    def _serve(self, client: socket.socket, call: EgressCall) -> None:
         try:
             _Connection(client, call, self._manner).serve()
         finally:

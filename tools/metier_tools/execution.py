@@ -22,7 +22,8 @@ from metier_infra.errors import ServerBroken
 from metier_tools import function_call
 from metier_tools.command_line import argv_of, stdin_of
 from metier_tools.declare import filled
-from metier_tools.paths import path_problem
+from metier_tools.kept import kept
+from metier_tools.paths import MOST_FILES, path_problem
 from metier_tools.profile import Attempt, Profile
 from metier_tools.sandbox import Held, Outcome, Recipe, Request, Sandbox, Server
 from metier_tools.tool import FileRef, ToolCall, ToolResult
@@ -31,6 +32,8 @@ from metier_tools.vault import Scrub, Vault, scrubber
 
 INLINE = 48 * 1024
 """Files up to this size travel inside the call or the result; larger ones by claim check; bytes."""
+SAID = 16 * 1024
+"""What is kept of the words with which an MCP server failed; bytes."""
 Holding = Callable[[Held], AbstractContextManager[None]]
 """To be entered as long as a call runs in a container: within, the container may be stopped because the call is given up."""
 
@@ -67,17 +70,15 @@ class Execution:
         missing = sorted(name for name, value in found.items() if value is None)
         if missing:
             return Refusal(f"the tool {call.tool} needs the secret {missing[0]}, which this tool runner does not have")
-        files = self._files(call, tool.profile)
+        files = self._files(tool, call)
         if isinstance(files, Refusal):
             return files
         return Needs({name: value for name, value in found.items() if value is not None}, files)
 
-    def _files(self, call: ToolCall, profile: Profile) -> dict[str, bytes] | Refusal:
-        for name in (*call.files, *call.take):
-            if problem := path_problem(name):
-                return Refusal(f"the path {name!r} cannot be used: {problem}")
-        if sum(file.size for file in call.files.values()) > profile.put_bytes:
-            return Refusal(f"the files of this call take more than {profile.put_bytes} bytes")
+    def _files(self, tool: Tool, call: ToolCall) -> dict[str, bytes] | Refusal:
+        unfit = unfit_files(tool, call)
+        if unfit is not None:
+            return unfit
         found = {name: self._content(file) for name, file in call.files.items()}
         wrong = [name for name, data in found.items() if len(data) != call.files[name].size]
         return Refusal(f"the file {wrong[0]!r} has not the size that was said") if wrong else found
@@ -88,9 +89,8 @@ class Execution:
     def _outcome(self, tool: Tool, call: ToolCall, needs: Needs, holding: Holding) -> ToolResult | Refusal:
         scrub = scrubber(needs.secrets.values())
         if isinstance(tool.action, Function):
-            return self._told(
-                function_call.run(tool.action, call, filled(tool.spec, call.arguments), holding), tool, scrub
-            )
+            outcome = function_call.run(tool.action, call, filled(tool.spec, call.arguments), holding)
+            return outcome if isinstance(outcome, Refusal) else self._told(outcome, tool, scrub)
         timeout_s = max(0.001, min(call.timeout_s, call.deadline - time.time()))
         request = request_of(tool, call, needs, timeout_s)
         if isinstance(request, Refusal):
@@ -98,7 +98,10 @@ class Execution:
         try:
             return self._contained(tool, call, request, recipe_of(tool, needs), scrub, holding)
         except ServerBroken as error:
-            return ToolResult(status="error", stderr=scrub(str(error).encode(), False).decode())
+            said, cut = kept(str(error), SAID)
+            return ToolResult(
+                status="error", stderr=scrub(said.encode(), cut).decode("utf-8", "replace"), truncated=cut
+            )
 
     def _contained(
         self, tool: Tool, call: ToolCall, request: Request, recipe: Recipe, scrub: Scrub, holding: Holding
@@ -151,6 +154,24 @@ def _refused(refusal: Refusal) -> ToolResult:
     return ToolResult(status="refused", stderr=refusal.sentence)
 
 
+def unfit_files(tool: Tool, call: ToolCall) -> Refusal | None:
+    """Why a call may not bring these files, or have those taken; None when it may. Pure."""
+    if isinstance(tool.action, Function | ServerTool) and (call.files or call.take):
+        return Refusal(f"a call of {call.tool} can bring no files, and none can be taken after it: it runs no program")
+    if max(len(call.files), len(call.take)) > MOST_FILES:
+        return Refusal(f"a call can bring at most {MOST_FILES} files, and have at most {MOST_FILES} taken after it")
+    for name in (*call.files, *call.take):
+        if problem := path_problem(name):
+            return Refusal(f"the path {name!r} cannot be used: {problem}")
+    return _too_large(tool.profile, call, b"")
+
+
+def _too_large(profile: Profile, call: ToolCall, stdin: bytes) -> Refusal | None:
+    if sum(file.size for file in call.files.values()) + len(stdin) <= profile.put_bytes:
+        return None
+    return Refusal(f"the files and the standard input of this call take more than {profile.put_bytes} bytes")
+
+
 def recipe_of(tool: Tool, needs: Needs) -> Recipe:
     """What kind of container the tool needs. A server gets its secrets when it starts, other programs with each call."""
     if isinstance(tool.action, ServerTool):
@@ -160,6 +181,13 @@ def recipe_of(tool: Tool, needs: Needs) -> Recipe:
 
 def request_of(tool: Tool, call: ToolCall, needs: Needs, timeout_s: float) -> Request | Refusal:
     """What the container is asked. Pure."""
+    request = _request(tool, call, needs, timeout_s)
+    if isinstance(request, Refusal):
+        return request
+    return _too_large(tool.profile, call, request.stdin) or request
+
+
+def _request(tool: Tool, call: ToolCall, needs: Needs, timeout_s: float) -> Request | Refusal:
     take = tuple(dict.fromkeys((*tool.take, *call.take)))
     plain = Request(
         "python", "", timeout_s, environment=needs.secrets, files=needs.files, take=take, digest=tool.spec.digest

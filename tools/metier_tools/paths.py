@@ -4,6 +4,8 @@ from __future__ import annotations
 
 LONGEST = 255
 """A path has at most so many bytes."""
+MOST_FILES = 64
+"""How many files a call may bring, and how many may be taken after it."""
 
 
 def path_problem(path: str) -> str:

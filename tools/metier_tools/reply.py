@@ -41,6 +41,8 @@ _TRAVEL = {
         errors.GrantRefused,
         errors.DeadlineMissed,
         errors.MissingService,
+        errors.MissingBlob,
+        errors.MissingPackage,
         errors.ServerBroken,
         errors.ToolCancelled,
     )

@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -33,55 +33,95 @@ from pydantic import JsonValue, ValidationError
 
 from metier_infra.errors import ServerBroken
 from metier_tools.inside import wire
+from metier_tools.kept import kept
+from metier_tools.pins import MOST_TOOLS
 from metier_tools.profile import Profile
 from metier_tools.protocol import Chunk, Demux, Forged
 from metier_tools.sandbox import Outcome, Request, Server, Verdict
 from metier_tools.tool import ToolSpec
+from metier_tools.vault import scrubber, spellings
 
-MOST_TOOLS = 128
 LONGEST_LINE = 4 << 20
 """No message of a server is longer; bytes."""
 COMPLAINTS = 4096
 """What is kept of a server's standard error, its last bytes."""
-_READ = 65536
+UNASKED = 65536
+"""What a server may write between two calls; bytes."""
+_READ, _LAST_WORDS = 65536, 500
 _Streams = tuple[MemoryObjectReceiveStream[SessionMessage | Exception], MemoryObjectSendStream[SessionMessage]]
 _TRACE = ("traceparent", "tracestate", "baggage")
 
 
 class Misbehaved(Exception):
-    """The server wrote what it must not."""
+    """Why a server is at its end: it wrote what it must not, or is gone. `verdict` is what becomes of the call in hand."""
+
+    def __init__(self, why: str, verdict: Verdict = "died") -> None:
+        super().__init__(why)
+        self.verdict: Verdict = verdict
 
 
 class Listener:
-    """Cuts what a server writes into messages. Pure; raises `Misbehaved`. `budget` is what it may write until it is renewed."""
+    """Cuts what a server writes into messages. Pure; raises `Misbehaved`.
+
+    Each byte is looked at once, however they come. `budget` is what the server may write to start, and then in each call, in bytes;
+    in between it may write `UNASKED`.
+    """
 
     def __init__(self, budget: int) -> None:
         self._budget = self._left = budget
+        self._flood = Misbehaved(f"it wrote more than {budget} bytes in one call", "output_cut")
         self._demux, self._held = Demux(), bytearray()
         self.complaints = bytearray()
 
     def renew(self) -> None:
         """Begin a call."""
         self._left = self._budget
+        self._flood = Misbehaved(f"it wrote more than {self._budget} bytes in one call", "output_cut")
+
+    def rest(self) -> None:
+        """End the start, or a call."""
+        self._left = UNASKED
+        self._flood = Misbehaved(f"it wrote more than {UNASKED} bytes that no call asked for")
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that `data` completes."""
         self._left -= len(data)
         if self._left < 0:
-            raise Misbehaved(f"it wrote more than {self._budget} bytes in one call")
-        for piece in self._demux.split(data):
-            self._take(piece)
-        *lines, self._held = self._held.split(b"\n")
-        if len(self._held) > LONGEST_LINE:
-            raise Misbehaved(f"it wrote a line of more than {LONGEST_LINE} bytes")
-        return [bytes(line) for line in lines if line.strip()]
+            raise self._flood
+        return [line for piece in self._demux.split(data) for line in self._taken(piece) if line.strip()]
 
-    def _take(self, piece: Chunk) -> None:
+    def _taken(self, piece: Chunk) -> list[bytes]:
         if piece.stream == wire.OUT:
-            self._held += piece.data
-        else:
-            self.complaints += piece.data
-            del self.complaints[:-COMPLAINTS]
+            return self._completed(piece.data)
+        self.complaints += piece.data
+        del self.complaints[:-COMPLAINTS]
+        return []
+
+    def _completed(self, data: bytes) -> list[bytes]:
+        lines = list[bytearray]()
+        self._held += data
+        if b"\n" in data:
+            *lines, self._held = self._held.split(b"\n")
+        if len(self._held) > LONGEST_LINE:
+            raise Misbehaved(f"it wrote a line of more than {LONGEST_LINE} bytes", "output_cut")
+        return [bytes(line) for line in lines]
+
+
+def last_words(complaints: bytes, secrets: Sequence[str], interrupted: bool) -> tuple[str, bool]:
+    """The end of what a server complained, and whether there was more, before it or, if it was interrupted, after it.
+
+    Secrets are taken out first: half of one, after the cut, would be known to nobody.
+    """
+    full = len(complaints) >= COMPLAINTS
+    said = complaints[_lost(complaints, spellings(secrets)) :] if full else complaints
+    clean = scrubber(secrets)(said, interrupted).decode("utf-8", "replace").strip()
+    words, _ = kept(clean[-_LAST_WORDS:], COMPLAINTS)
+    return words, interrupted or full or len(clean) > _LAST_WORDS
+
+
+def _lost(data: bytes, known: Sequence[bytes]) -> int:
+    """The length of the end of a secret that `data` begins with."""
+    return max((size for one in known for size in range(1, len(one)) if data.startswith(one[-size:])), default=0)
 
 
 def understood(line: bytes) -> tuple[SessionMessage, list[dict[str, JsonValue]]]:
@@ -128,7 +168,7 @@ class Attached:
         self._line, self._server = line, server
         self.listener = Listener(budget)
         self.definitions: dict[str, ToolSpec] = {}
-        self.fault = ""
+        self.fault: Misbehaved | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[_Streams]:
@@ -149,11 +189,13 @@ class Attached:
                 while data := await loop.sock_recv(self._line, _READ):
                     for line in self.listener.feed(data):
                         await to_client.send(self._understood(line))
-                self.fault = self.fault or "it ended"
-            except (Misbehaved, Forged) as error:
-                self.fault = str(error)
+                self.fault = Misbehaved("it ended")
+            except Misbehaved as error:
+                self.fault = error
+            except Forged as error:
+                self.fault = Misbehaved(str(error))
             except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                self.fault = self.fault or "its container ended"
+                self.fault = Misbehaved("its container ended")
 
     def _understood(self, line: bytes) -> SessionMessage:
         message, listed = understood(line)
@@ -193,6 +235,7 @@ class ServerLine:
 
     def __init__(self, line: socket.socket, server: Server, profile: Profile, within_s: float) -> None:
         self._socket, self._name, self._profile = line, server.name, profile
+        self._secrets = tuple(value for _, value in server.environment)
         self._attached = Attached(line, server.name, profile.flood_bytes)
         self._loop = asyncio.new_event_loop()
         self._end = asyncio.Event()
@@ -207,23 +250,24 @@ class ServerLine:
         except BaseException as error:
             self.hang_up()
             why = "it did not answer in time" if isinstance(error, TimeoutError) else str(error)
-            raise ServerBroken(f"the MCP server {server.name} does not start: {why}{self._complaints()}") from error
+            raise ServerBroken(f"the MCP server {server.name} does not start: {why}{self._complaints()[0]}") from error
 
     @property
     def definitions(self) -> tuple[ToolSpec, ...]:
         """What the server says of its tools."""
         return tuple(self._attached.definitions.values())
 
-    def _complaints(self) -> str:
-        said = self._attached.listener.complaints.decode("utf-8", "replace").strip()
-        return f"; its last words: {said[-500:]}" if said else ""
+    def _complaints(self) -> tuple[str, bool]:
+        fault, said = self._attached.fault, bytes(self._attached.listener.complaints)
+        words, cut = last_words(said, self._secrets, fault is not None and fault.verdict == "output_cut")
+        return (f"; its last words: {words}" if words else ""), cut
 
     def _live(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner, suppress(BaseException):
             runner.run(self._serve())
         self._broken = True
         if not self._ready.done():
-            self._ready.set_exception(Misbehaved(self._attached.fault or "it does not speak the protocol"))
+            self._ready.set_exception(self._attached.fault or Misbehaved("it does not speak the protocol"))
         for call in list(self._calls):
             call.cancel()
 
@@ -233,12 +277,13 @@ class ServerLine:
             page = await client.list_tools()
             while page.next_cursor and len(self._attached.definitions) < MOST_TOOLS:
                 page = await client.list_tools(cursor=page.next_cursor)
+            self._attached.listener.rest()
             self._ready.set_result(client)
             await self._end.wait()
 
     def alive(self) -> bool:
         """See `Line.alive`."""
-        return not self._broken and not self._attached.fault
+        return not self._broken and self._attached.fault is None
 
     def run(self, request: Request) -> Outcome:
         """See `Line.run`. A tool that the server describes otherwise than was approved is refused."""
@@ -262,11 +307,8 @@ class ServerLine:
     def _called(self, request: Request) -> Outcome:
         if not self.alive():
             return self._died()
-        self._attached.listener.renew()
         timeout_s = min(request.timeout_s, self._profile.longest_s)
-        call = asyncio.run_coroutine_threadsafe(
-            self._client.call_tool(request.source, dict(request.arguments)), self._loop
-        )
+        call = asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
         self._calls.add(call)
         try:
             return outcome_of(call.result(timeout_s), self._profile.keep_bytes)
@@ -274,16 +316,28 @@ class ServerLine:
             call.cancel()
             return Outcome("timeout")
         except MCPError as error:
-            return self._died() if self._attached.fault else Outcome("error", stderr=str(error))
+            return self._died() if self._attached.fault else self._refused(error)
         except (CancelledError, RuntimeError, OSError, anyio.ClosedResourceError, ValidationError):
             return self._died()
         finally:
             self._calls.discard(call)
 
+    async def _answer(self, request: Request) -> CallToolResult:
+        listener = self._attached.listener
+        listener.renew()
+        try:
+            return await self._client.call_tool(request.source, dict(request.arguments))
+        finally:
+            listener.rest()
+
+    def _refused(self, error: MCPError) -> Outcome:
+        said, cut = kept(str(error), self._profile.keep_bytes)
+        return Outcome("error", stderr=said, truncated=cut)
+
     def _died(self) -> Outcome:
-        status: Verdict = "output_cut" if "bytes" in self._attached.fault else "died"
-        fault = self._attached.fault or "it ended"
-        return Outcome(status, stderr=f"the MCP server {self._name} was ended: {fault}{self._complaints()}")
+        fault, (complaints, cut) = self._attached.fault or Misbehaved("it ended"), self._complaints()
+        said = f"the MCP server {self._name} was ended: {fault}{complaints}"
+        return Outcome(fault.verdict, stderr=said, truncated=cut)
 
     def hang_up(self) -> None:
         """See `Line.hang_up`."""
@@ -301,10 +355,8 @@ def outcome_of(result: CallToolResult, keep: int) -> Outcome:
     texts = [_text(block) for block in result.content]
     if not texts and result.structured_content is not None:
         texts = [json.dumps(result.structured_content, ensure_ascii=False)]
-    text = "\n".join(texts).replace("\0", "\ufffd")
-    kept = text.encode("utf-8", "replace")[:keep].decode("utf-8", "ignore")
-    truncated = len(kept) < len(text)
-    return Outcome("error" if result.is_error else "ok", None, kept, truncated=truncated)
+    text, cut = kept("\n".join(texts), keep)
+    return Outcome("error" if result.is_error else "ok", None, text, truncated=cut)
 
 
 def _text(block: object) -> str:

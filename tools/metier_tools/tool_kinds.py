@@ -26,7 +26,7 @@ from pydantic_core import SchemaError
 
 from metier_infra.declared import Declared
 from metier_tools.command_line import fits_in_a_word, only_place, places
-from metier_tools.declare import Arguments, Boxed, Facts, Filing, Name, arguments_model, blocking, unfit
+from metier_tools.declare import Arguments, Boxed, Facts, Filing, Name, arguments_model, unfit
 from metier_tools.tool import Language
 from metier_tools.toolbox import Action, Command, Fixed, Function, Written
 
@@ -246,7 +246,7 @@ class FunctionFile(Facts, _Arguments):
     @property
     def action(self) -> Action:
         """The function."""
-        return Function(blocking(_imported(self.function)))
+        return Function(_imported(self.function))
 
 
 def _imported(path: str) -> Callable[..., object]:

@@ -7,15 +7,18 @@ program that means to tell a secret can disguise it.
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 HIDDEN = "[secret]"
 SHORTEST = 4
 """A shorter value is not looked for: it would be found everywhere."""
+SHORTEST_LINE = 8
+"""A shorter line of a value of several lines is not looked for by itself."""
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,127}")
 
 
@@ -55,14 +58,21 @@ class FixedVault:
 
 
 def spellings(values: Iterable[str]) -> tuple[bytes, ...]:
-    """The values as they are and as common encodings write them, the longest first."""
+    """The values as they are, as common encodings write them, and line by line; the longest first."""
     found: set[bytes] = set()
     for value in values:
         if len(value) >= SHORTEST:
             plain = value.encode()
-            found |= {plain, plain.hex().encode(), plain.hex().upper().encode(), quote(value, safe="").encode()}
-            found |= _base64(plain)
+            found |= {plain, plain.hex().encode(), plain.hex().upper().encode(), *_quoted(value), *_base64(plain)}
+            found |= {line.encode() for line in value.splitlines() if len(line) >= SHORTEST_LINE}
     return tuple(sorted(found, key=len, reverse=True))
+
+
+def _quoted(value: str) -> set[bytes]:
+    """What stands in JSON, in Python's `repr`, or in a URL for this value."""
+    as_json = {json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+    in_a_url = {quote(value), quote(value, safe=""), quote_plus(value)}
+    return {text.encode() for text in as_json | in_a_url | {repr(value)[1:-1]}}
 
 
 def _base64(plain: bytes) -> set[bytes]:
@@ -86,10 +96,10 @@ def scrubber(values: Iterable[str]) -> Scrub:
     known = spellings(values)
     if not known:
         return lambda data, _: data
-    wanted = re.compile(b"|".join(map(re.escape, known)))
 
     def scrub(data: bytes, cut: bool) -> bytes:
-        clean = wanted.sub(HIDDEN.encode(), data)
+        there = [re.escape(one) for one in known if one in data]  # much quicker than to try them all at each byte
+        clean = re.sub(b"|".join(there), HIDDEN.encode(), data) if there else data
         return _without_beginning(clean, known) if cut else clean
 
     return scrub

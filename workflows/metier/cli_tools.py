@@ -1,11 +1,12 @@
 """The commands under `metier tools`: what there is, whether it is approved, what the engine enforces, and calls by hand.
 
-`cli` registers them; `exec_lines` runs what `execute` reads.
+`cli` registers them; `exec_lines` runs what `execute` reads, `tool_text` is how tools are shown.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -13,8 +14,9 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from metier import compose, exec_lines
+from metier import compose, exec_lines, tool_text
 from metier.terminal import console
 from metier_infra.errors import BadSpec
 from metier_tools import pins
@@ -34,8 +36,14 @@ def _configured() -> compose.Config:
 
 
 def list_tools(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Tools, or MCP servers (all of their tools), to show in full. None: all.")
+    ] = None,
     live: Annotated[
         bool, typer.Option("--live", help="Ask the MCP servers what they say of their tools now; needs the engine.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="What a model is told too: description and parameters, as for tools named.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -43,12 +51,30 @@ def list_tools(
     config = _configured()
     rows = [_row(tool) for tool in compose.toolbox(config)]
     rows += _live_rows(config) if live else []
+    rows = _named(rows, names or [])
     if as_json:
         typer.echo(json.dumps(rows))
-        return
+    elif full or names:
+        typer.echo("\n\n".join(map(tool_text.in_full, rows)))
+    else:
+        _print_table(rows)
+
+
+def _named(rows: list[dict[str, object]], names: Iterable[str]) -> list[dict[str, object]]:
+    """The rows of these tools and servers; all when none is named. Raises `BadSpec` for a name that is none."""
+    wanted = set(names)
+    of = [{str(row["name"]), str(row["name"]).split("__")[0]} for row in rows]
+    for name in sorted(wanted.difference(*of)):
+        there = ", ".join(sorted(str(row["name"]) for row in rows))
+        raise BadSpec(f"there is no tool or server {name!r}; there are {there}; --live asks the MCP servers too")
+    return [row for row, known in zip(rows, of, strict=True) if not wanted or known & wanted]
+
+
+def _print_table(rows: Iterable[Mapping[str, object]]) -> None:
     table = Table("tool", "kind", "profile", "timeout s", "digest", "state")
     for row in rows:
-        table.add_row(*(str(row[name]) for name in ("name", "kind", "profile", "timeout_s", "digest", "state")))
+        cells = (str(row[name]) for name in ("name", "kind", "profile", "timeout_s", "digest", "state"))
+        table.add_row(*(Text(tool_text.harmless(cell)) for cell in cells))
     out.print(table)
 
 
@@ -98,16 +124,28 @@ def approve(
         list[str] | None,
         typer.Argument(help="Tools, or MCP servers (all of their tools). None: everything that waits."),
     ] = None,
+    digest: Annotated[
+        str | None,
+        typer.Option(metavar="PREFIX", help="Refuse a tool whose digest begins otherwise; at least 8 hex digits."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Approve tools as they are now: their names, descriptions and schemas. Writes `approved.json` in the tools folder."""
+    """Approve tools as they are now, after showing what is new or changed in them. Writes `approved.json` in the tools folder.
+
+    What is approved is exactly what is shown: name, description and schema, which a model will obey. On a terminal it asks first.
+    """
     config = _configured()
     if config.tools.files is None:
         raise BadSpec("METIER_TOOL_FILES is not set: it names the folder of your tool files, where approvals are kept")
     known = compose.catalogue(config)
-    found = _candidates(config, known, names or [])
     approved = pins.load_pins(config.tools.files)
-    changes = _changes(found, approved, names or [])
+    chosen = _chosen(_candidates(config, known, names or []), names or [])
+    _check_digest(chosen, digest)
+    changes = {name: one for name, one in chosen.items() if pins.judge(one[0], approved.get(name))}
+    _show(changes, approved, as_json=as_json)
+    if changes and not yes and sys.stdin.isatty():
+        typer.confirm("approve what is shown above?", abort=True, err=as_json)
     for server in {server for _, server in changes.values()}:
         approved = pins.approve(approved, [spec for spec, by in changes.values() if by == server], server)
     pins.write_pins(config.tools.files, approved)
@@ -122,10 +160,8 @@ def _candidates(config: compose.Config, known: Catalogue, names: Iterable[str]) 
     return own | {spec.name: (spec, server) for spec, _, server in _told(config, known, servers)}
 
 
-def _changes(
-    found: Mapping[str, tuple[ToolSpec, str]], approved: pins.Pins, names: Iterable[str]
-) -> dict[str, tuple[ToolSpec, str]]:
-    """Those that are wanted and not approved as they are. Raises `BadSpec` for a name that is none, or what a server must not say."""
+def _chosen(found: Mapping[str, tuple[ToolSpec, str]], names: Iterable[str]) -> dict[str, tuple[ToolSpec, str]]:
+    """Those that are wanted. Raises `BadSpec` for a name that is none, or what a server must not say."""
     wanted = set(names)
     unknown = sorted(wanted - found.keys() - {server for _, server in found.values()})
     if unknown:
@@ -135,7 +171,25 @@ def _changes(
         problem = pins.accept(spec) if server else ""
         if problem:
             raise BadSpec(f"the tool {spec.name} cannot be approved: {problem}")
-    return {name: one for name, one in chosen.items() if pins.judge(one[0], approved.get(name))}
+    return chosen
+
+
+def _check_digest(chosen: Mapping[str, tuple[ToolSpec, str]], digest: str | None) -> None:
+    if digest is None:
+        return
+    if not re.fullmatch(r"[0-9a-f]{8,64}", digest):
+        raise BadSpec(
+            f"--digest {digest}: the beginning of a digest is 8 to 64 hex digits, as `metier tools list` shows"
+        )
+    for name, (spec, _) in sorted(chosen.items()):
+        if not spec.digest.startswith(digest):
+            raise BadSpec(f"the digest of {name} is {spec.digest[:12]} now, not {digest}; nothing was approved")
+
+
+def _show(changes: Mapping[str, tuple[ToolSpec, str]], approved: pins.Pins, *, as_json: bool) -> None:
+    """For machines, on standard error."""
+    for name, (spec, _) in sorted(changes.items()):
+        typer.echo(tool_text.change(spec, approved.get(name)), err=as_json)
 
 
 def _tell(changes: Mapping[str, tuple[ToolSpec, str]], *, as_json: bool) -> None:
@@ -143,7 +197,7 @@ def _tell(changes: Mapping[str, tuple[ToolSpec, str]], *, as_json: bool) -> None
         typer.echo(json.dumps({"approved": sorted(changes)}))
         return
     for name, (spec, _) in sorted(changes.items()):
-        out.print(f"approved {name} {spec.digest[:12]}: {spec.description}", markup=False)
+        typer.echo(f"approved {name} {spec.digest[:12]}")
     if not changes:
         out.print("nothing to approve: every tool is as it was approved")
 
@@ -172,12 +226,13 @@ def execute() -> None:
     """Run tool calls from standard input, one JSON object a line, and write one JSON object a line in the same order.
 
     In: `{"id", "tool", "arguments", "timeout_s"?, "lease"?, "files"?: {path: base64}, "take"?: [path]}`. Calls of one lease share a
-    container, one after another; others do not. Exit code 1 when a call could not be carried out at all.
+    container, one after another; others do not. It begins with the self-test of `metier tools selftest`: an engine that does not enforce
+    the limits is refused with exit code 2. Exit code 1 when a call could not be carried out at all.
     """
     config = _configured()
     toolbox, threads = compose.toolbox(config), config.sandbox.limit
     try:
-        with closing(compose.open_sandbox(config, limit=exec_lines.CONTAINERS, idle_s=3600.0)) as sandbox:
+        with closing(compose.open_checked_sandbox(config, limit=exec_lines.CONTAINERS, idle_s=3600.0)) as sandbox:
             execution = compose.execution(config, toolbox, sandbox)
             lines = exec_lines.Lines(execution, toolbox, sandbox, threads=threads)
             well = lines.run(sys.stdin.buffer, sys.stdout.buffer)

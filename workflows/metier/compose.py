@@ -278,6 +278,17 @@ def open_sandbox(config: Config, **change: float) -> DockerSandbox:
     return DockerSandbox(config.sandbox.model_copy(update=change))
 
 
+def open_checked_sandbox(config: Config, **change: float) -> DockerSandbox:
+    """The same, for programs that nobody has read: an engine that does not enforce our limits is refused. Raises `MissingService`."""
+    sandbox = open_sandbox(config, **change)
+    try:
+        sandbox.check()
+    except BaseException:
+        sandbox.close()
+        raise
+    return sandbox
+
+
 def server_recipe(config: Config, known: Catalogue, name: str) -> Recipe:
     """The container of a declared MCP server. Raises `MissingService` for a secret that is not there."""
     from metier_tools.sandbox import Recipe, Server
@@ -320,11 +331,11 @@ def open_lane(config: Config) -> ToolLane:
 
 
 async def open_inline_lane(config: Config) -> ToolLane:
-    """Tools called from this process, in the engine's containers. Raises `MissingService` when there is no engine or image."""
+    """Tools called from this process, in the engine's containers. Raises `MissingService` as `open_checked_sandbox` does."""
     from metier_tools.inline_lane import InlineLane
     from metier_tools.runner import Runner
 
-    sandbox = await asyncio.to_thread(open_sandbox, config)
+    sandbox = await asyncio.to_thread(open_checked_sandbox, config)
     runner = Runner(execution(config, toolbox(config), sandbox).run, grant_key(config))
     return InlineLane(runner, sandbox, threads=config.sandbox.limit)
 

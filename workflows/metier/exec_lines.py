@@ -11,22 +11,28 @@ import json
 import queue
 import threading
 import time
+import traceback
 import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 from typing import IO, Annotated, TypeVar
 
+import structlog
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from metier_infra.declared import Declared
 from metier_infra.errors import MetierError
 from metier_infra.messages import CallId, RunId, ToolCallId
 from metier_tools.execution import Execution
+from metier_tools.paths import MOST_FILES
 from metier_tools.sandbox import Sandbox
 from metier_tools.tool import FileRef, ToolCall, ToolResult
 from metier_tools.toolbox import Toolbox
+
+log = structlog.get_logger()
 
 CONTAINERS = 64
 """How many containers the leases of one command may have at a time."""
@@ -50,10 +56,12 @@ class Asked(Declared):
     id: str
     tool: str
     arguments: dict[str, JsonValue]
-    timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    timeout_s: float | None = Field(None, gt=0, le=86_400)
     lease: str | None = Field(None, max_length=200)
-    files: dict[str, Annotated[str, AfterValidator(_base64)]] = Field(default_factory=dict[str, str])
-    take: tuple[str, ...] = ()
+    files: dict[str, Annotated[str, AfterValidator(_base64)]] = Field(
+        default_factory=dict[str, str], max_length=MOST_FILES
+    )
+    take: tuple[str, ...] = Field((), max_length=MOST_FILES)
 
 
 class _Named(Declared, extra="ignore"):
@@ -122,13 +130,17 @@ class Lines:
         return self._well
 
     def _read(self, lines: IO[bytes]) -> None:
-        while line := lines.readline(LONGEST_LINE + 1):
-            if len(line) > LONGEST_LINE:
-                _skip(lines, line)
-                self._answers.put(_done(_refused(None, f"a line is at most {LONGEST_LINE} bytes")))
-            elif line.strip():
-                self._answers.put(self._answer(line))
-        self._answers.put(None)
+        try:
+            while line := lines.readline(LONGEST_LINE + 1):
+                if len(line) > LONGEST_LINE:
+                    _skip(lines, line)
+                    self._answers.put(_done(_refused(None, f"a line is at most {LONGEST_LINE} bytes")))
+                elif line.strip():
+                    self._answers.put(self._answer(line))
+        except Exception as error:
+            self._answers.put(_done(self._broken(None, error)))
+        finally:
+            self._answers.put(None)
 
     def _answer(self, line: bytes) -> Future[bytes]:
         try:
@@ -140,14 +152,21 @@ class Lines:
 
     def _run(self, asked: Asked, lease: str) -> bytes:
         try:
-            result = self._execution.run(self._call(asked, lease), lambda _: nullcontext())
-        except MetierError as error:
-            self._well = False
-            return _line(asked.id, ToolResult(status="died", stderr=f"{error.code}: {error}"))
+            return _line(asked.id, self._execution.run(self._call(asked, lease), lambda _: nullcontext()))
+        except Exception as error:
+            return self._broken(asked.id, error)
         finally:
             if asked.lease is None:
                 self._releasing.submit(self._sandbox.release, lease)
-        return _line(asked.id, result)
+
+    def _broken(self, name: str | None, error: Exception) -> bytes:
+        """The answer to what could not be carried out at all; the other lines go on."""
+        self._well = False
+        if isinstance(error, MetierError):
+            return _line(name, ToolResult(status="died", stderr=f"{error.code}: {error}"))
+        log.error("a line broke us", action="answer_died", error=type(error).__name__, place=_place(error))
+        why = f"defect: Métier broke at this line with {type(error).__name__}, and goes on with the next one"
+        return _line(name, ToolResult(status="died", stderr=why))
 
     def _call(self, asked: Asked, lease: str) -> ToolCall:
         spec = self._toolbox.spec(asked.tool)
@@ -165,6 +184,12 @@ class Lines:
             timeout_s=timeout_s,
             grant="",
         )
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised; what it says may quote a call."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in last)
 
 
 def _skip(lines: IO[bytes], line: bytes) -> None:
@@ -187,7 +212,7 @@ def _id_of(line: bytes) -> str | None:
 
 def _reason(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'line'}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc']))[:80] or 'line'}: {first['msg'][:300]}"
 
 
 def _refused(name: str | None, why: str) -> bytes:
