@@ -78,7 +78,9 @@ def test_a_command_that_is_ended_from_outside_has_died(sandbox: DockerSandbox, b
 def test_there_is_one_warden_however_many_ask_for_it_at_once() -> None:
     warden = Warden("nobody", None)
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: warden.post(), range(32)))
+        asked = [threads.submit(warden.post) for _ in range(32)]
+        for one in asked:
+            one.result(10)
     said = subprocess.run(
         ["pgrep", "-f", "metier_tools.warden nobody"], capture_output=True, text=True, check=False
     ).stdout
