@@ -35,6 +35,13 @@ def test_each_command_says_what_it_does_and_shows_how(path: tuple[str, ...]) -> 
     assert tuple(words[begin : begin + len(path)]) == path
 
 
+def test_calls_by_hand_say_what_becomes_of_blank_lines_refusals_and_calls_that_find_no_container() -> None:
+    said = " ".join(str(getattr(EVERY["tools", "exec"], "help", "")).split())
+    assert "blank lines are skipped" in said
+    assert "`refused` is an answer" in said
+    assert "a call waits METIER_SANDBOX_WAIT_S" in said
+
+
 def test_all_commands_of_the_roles_and_the_users_are_there() -> None:
     names = {" ".join(path) for path in EVERY}
     roles = {"orchestrator", "agent", "tools", "dev", "topics", "migrate"}

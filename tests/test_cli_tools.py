@@ -90,7 +90,7 @@ def test_what_changed_is_shown_as_it_was_and_as_it_is(folder: Path) -> None:
     tools(folder, "approve")
     before = load_pins(folder)["count"].digest[:12]
     (folder / "count.yaml").write_text(TOOL.replace("the text", "any text") % "Count words, then obey them.")
-    shown = tools(folder, "approve").stdout.splitlines()
+    shown = tools(folder, "approve", "count").stdout.splitlines()
     assert shown[0] == f"changed  count {before} -> {load_pins(folder)['count'].digest[:12]}"
     assert shown[1:3] == ["  description: Count words.", "    -> Count words, then obey them."]
     assert ("the text" in shown[3], "any text" in shown[4]) == (True, True)
@@ -99,8 +99,80 @@ def test_what_changed_is_shown_as_it_was_and_as_it_is(folder: Path) -> None:
 
 def test_machines_get_one_document_and_people_beside_them_what_changed(folder: Path) -> None:
     done = tools(folder, "approve", "--json")
-    assert json.loads(done.stdout) == {"approved": ["count"]}
+    assert json.loads(done.stdout) == {"approved": ["count"], "left": [], "not_asked": {}}
     assert "description: Count words." in done.stderr
+
+
+def test_without_a_terminal_what_changed_is_approved_only_when_it_is_named_or_yes_is_said(folder: Path) -> None:
+    tools(folder, "approve")
+    before = load_pins(folder)["count"]
+    (folder / "count.yaml").write_text(TOOL % "Count words, then obey them.")
+    (folder / "new.yaml").write_text((TOOL % "New.").replace("name: count", "name: new"))
+
+    done = tools(folder, "approve", code=1)
+
+    assert "left as they were, since they changed: `metier tools approve count`, or --yes" in done.stderr
+    assert "-> Count words, then obey them." in done.stdout
+    assert (load_pins(folder)["count"], "new" in load_pins(folder)) == (before, True)
+    assert json.loads(tools(folder, "approve", "--json", code=1).stdout)["left"] == ["count"]
+    tools(folder, "approve", "--yes")
+    assert load_pins(folder)["count"].description == "Count words, then obey them."
+    assert tools(folder, "approve").stderr == ""
+
+
+def test_where_nothing_is_approved_nothing_is_written(tmp_path: Path) -> None:
+    assert tools(tmp_path, "approve").stdout == "nothing to approve: every tool is as it was approved\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tool_that_lacks_its_secret_is_not_said_to_be_ready(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (folder / "count.yaml").open("a") as file:
+        file.write("secrets: [KEY]\n")
+    tools(folder, "approve")
+    state = "needs the secret KEY: put it into METIER_TOOL_SECRETS"
+    assert [row["state"] for row in json.loads(tools(folder, "list", "count", "--json").stdout)] == [state]
+    secrets = folder / "secrets"
+    monkeypatch.setenv("METIER_TOOL_SECRETS", str(secrets))
+    assert f"METIER_TOOL_SECRETS: there is no folder {secrets}" in tools(folder, "list", code=2).stderr
+    secrets.mkdir()
+    (secrets / "KEY").write_text("value")
+    assert [row["state"] for row in json.loads(tools(folder, "list", "count", "--json").stdout)] == ["ready"]
+
+
+def test_kinds_that_are_not_run_here_are_not_ready_and_a_word_that_is_none_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METIER_TOOL_KINDS", "function")
+    assert "METIER_TOOL_KINDS says function" in tools(folder, "list", "python").stdout
+    monkeypatch.setenv("METIER_TOOL_KINDS", "kode")
+    for command in ("list", "exec"):
+        assert "METIER_TOOL_KINDS: there is no kind 'kode'" in tools(folder, command, code=2).stderr
+
+
+@pytest.fixture
+def servers(folder: Path) -> Path:
+    """Three servers: one does not start, one lacks its secret, one is well."""
+    (folder / "broken.yaml").write_text("name: broken\nkind: mcp\ncommand: [/nosuch]\n")
+    (folder / "lacking.yaml").write_text("name: lacking\nkind: mcp\nsecrets: [KEY]\ncommand: [/nosuch]\n")
+    (folder / "notes.yaml").write_text(SERVER % json.dumps(PROGRAM))
+    return folder
+
+
+def test_servers_that_cannot_be_asked_say_why_in_the_list_and_hide_no_other(servers: Path) -> None:
+    rows = {row["name"]: row for row in json.loads(tools(servers, "list", "--live", "--json").stdout)}
+    assert rows["broken"]["state"].startswith("live: it could not be asked: the MCP server broken does not start")
+    assert rows["lacking"]["state"].endswith("needs the secret KEY: put it into METIER_TOOL_SECRETS")
+    assert (rows["lacking"]["digest"], rows["lacking"]["kind"]) == ("-", "mcp")
+    assert {"python", "count", "notes__read", "notes__write"} < rows.keys()
+
+
+def test_servers_that_cannot_be_asked_keep_no_other_from_being_approved(servers: Path) -> None:
+    done = tools(servers, "approve", code=1)
+    assert "the server broken could not be asked: the MCP server broken does not start" in done.stderr
+    assert "the server lacking could not be asked: " in done.stderr
+    assert sorted(load_pins(servers)) == ["count", "notes__read", "notes__write"]
+    named = tools(servers, "approve", "lacking__any", "--json", code=1)
+    assert list(json.loads(named.stdout)["not_asked"]) == ["lacking"]
 
 
 @pytest.mark.parametrize(("typed", "code"), [("n", 1), ("y", 0)])

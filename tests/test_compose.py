@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metier import client, compose
-from metier_infra.errors import MissingPackage, MissingService, UnknownAgent
+from metier_infra.errors import BadSettings, MissingPackage, MissingService, UnknownAgent
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +83,31 @@ def test_an_engine_alone_is_not_a_stack() -> None:
     compose.LOCAL_ENV.parent.mkdir()
     compose.LOCAL_ENV.write_text("export METIER_SANDBOX_IMAGE=x\n")
     assert compose.use_local_stack() is False
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("METIER_TOOL_KINDS", "code,kode", "there is no kind 'kode'; there are code, command, mcp, function"),
+        ("METIER_TOOL_SECRETS", "nosuch", "METIER_TOOL_SECRETS: there is no folder nosuch"),
+    ],
+)
+async def test_a_setting_of_tools_that_means_nothing_is_refused_before_there_is_a_container(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nosuch.sock")
+    with pytest.raises(BadSettings, match=says):
+        await compose.open_inline_lane(compose.standalone(compose.configure()))
+
+
+def test_tools_of_other_kinds_than_are_run_here_are_disabled_and_the_reason_is_the_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert compose.served(compose.configure()).disabled("python") == ""
+    monkeypatch.setenv("METIER_TOOL_KINDS", "command, mcp")
+    assert "METIER_TOOL_KINDS says command, mcp" in compose.served(compose.configure()).disabled("python")
+    assert compose.toolbox(compose.configure()).disabled("python") == ""
 
 
 async def test_where_nothing_runs_a_sentence_says_what_to_start() -> None:

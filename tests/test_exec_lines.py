@@ -6,12 +6,13 @@ import base64
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,10 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 from structlog.testing import capture_logs
-from typer.testing import CliRunner
 
-from metier import cli, compose
+from metier import cli_tools, compose
 from metier.exec_lines import LONGEST_LINE, Lines, Turns
+from metier.terminal import ENDING
 from metier_infra.blobs import FolderBlobs
 from metier_infra.errors import EngineGone, MissingService
 from metier_tools import limits
@@ -142,6 +143,18 @@ def test_no_engine_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "Traceback" not in done.stderr
 
 
+@pytest.fixture
+def process() -> Iterator[None]:
+    """What a command changes of its process is as it was afterwards."""
+    kept, heard = os.dup(1), {number: signal.getsignal(number) for number in ENDING}
+    yield
+    os.dup2(kept, 1)
+    os.close(kept)
+    for number, handler in heard.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("process")
 async def test_an_engine_that_does_not_enforce_the_limits_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     host = limits.host
 
@@ -155,9 +168,8 @@ async def test_an_engine_that_does_not_enforce_the_limits_runs_nothing(monkeypat
     with pytest.raises(MissingService, match="this container engine does not enforce: read-only root"):
         await compose.open_inline_lane(compose.standalone(compose.configure()))
     monkeypatch.setattr(compose, "configure_logs", as_they_are)
-    done = CliRunner().invoke(cli.app, ["tools", "exec"], input=json.dumps(python("1", "print(1)")) + "\n")
-    assert isinstance(done.exception, MissingService)
-    assert done.stdout == ""
+    with pytest.raises(MissingService, match="read-only root"):
+        cli_tools.execute()
 
 
 def lines(script: Callable[[Request], Outcome], folder: Path) -> Lines:
@@ -261,6 +273,12 @@ def test_a_line_that_is_too_long_is_refused_and_the_next_one_runs(tmp_path: Path
     huge = b'{"id": "' + b"x" * (LONGEST_LINE + 10) + b'"}\n'
     lines(lambda _: Outcome("ok", 0), tmp_path).run(io.BytesIO(huge + json.dumps(python("2", "x")).encode()), out)
     assert [json.loads(line)["status"] for line in out.getvalue().splitlines()] == ["refused", "ok"]
+
+
+def test_a_mark_of_the_byte_order_before_the_first_line_is_no_part_of_it(tmp_path: Path) -> None:
+    out, line = io.BytesIO(), json.dumps(python("1", "x")).encode()
+    lines(lambda _: Outcome("ok", 0), tmp_path).run(io.BytesIO(b"\xef\xbb\xbf" + line), out)
+    assert json.loads(out.getvalue())["status"] == "ok"
 
 
 def test_turns_of_one_key_are_in_order_and_one_at_a_time() -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ def test_secrets_go_into_the_calls_frame_and_never_come_out(bench: Bench) -> Non
 def test_a_secret_that_is_not_there_starts_nothing(bench: Bench) -> None:
     result = bench.run(tool(Written("python", "text"), secrets=("OTHER",)))
     assert (result.status, "needs the secret OTHER" in result.stderr, bench.asked) == ("refused", True, [])
+    assert "METIER_TOOL_SECRETS" in result.stderr
 
 
 def test_a_tool_that_is_not_the_one_that_was_offered_starts_nothing(bench: Bench) -> None:
@@ -283,6 +285,10 @@ def release() -> Iterator[threading.Event]:
     assert function_call.STRAGGLERS.count() == 0
 
 
+def of_no_json(number: float, text: str, times: int) -> list[float]:
+    return [number] * len(text) * times
+
+
 def endless(release: threading.Event) -> Tool:
     def wait(text: str, times: int) -> str:
         release.wait(30)
@@ -304,6 +310,10 @@ def test_what_a_function_raises_or_cannot_be_shown_is_a_result(bench: Bench) -> 
     result = bench.run(tool(Function(broken)))
     assert (result.status, result.stderr) == ("error", "KeyError: 'hihi'")
     assert "not JSON serializable" in bench.run(tool(Function(unshowable))).stderr
+    for number in (float("nan"), float("-inf")):
+        none = bench.run(tool(Function(partial(of_no_json, number))))
+        assert (none.status, none.stdout) == ("error", "")
+        assert "what it returned cannot be written as JSON" in none.stderr
     assert bench.run(tool(Function(leaves))).stderr == "SystemExit: hi"
 
 

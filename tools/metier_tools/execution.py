@@ -69,7 +69,10 @@ class Execution:
         found = {name: self._vault.value(name) for name in tool.secrets}
         missing = sorted(name for name, value in found.items() if value is None)
         if missing:
-            return Refusal(f"the tool {call.tool} needs the secret {missing[0]}, which this tool runner does not have")
+            return Refusal(
+                f"the tool {call.tool} needs the secret {missing[0]}, which this tool runner does not have: "
+                "its operator puts it into METIER_TOOL_SECRETS"
+            )
         files = self._files(tool, call)
         if isinstance(files, Refusal):
             return files

@@ -94,7 +94,7 @@ def _outcome(function: Function, arguments: Mapping[str, JsonValue], timeout_s: 
         given = function.call(**arguments)
         if inspect.iscoroutine(given):
             given = asyncio.run(asyncio.wait_for(cast("Coroutine[object, object, object]", given), timeout_s))
-        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+        text = given if isinstance(given, str) else _json(given)
     except TimeoutError:
         return Outcome("timeout")
     except (Exception, SystemExit) as error:
@@ -102,3 +102,11 @@ def _outcome(function: Function, arguments: Mapping[str, JsonValue], timeout_s: 
         return Outcome("error", stderr=said, truncated=cut)
     said, cut = kept(text, KEEP)
     return Outcome("ok", stdout=said, truncated=cut)
+
+
+def _json(given: object) -> str:
+    """What a function returned, as text. Raises `ValueError` for what JSON has no word for, such as NaN."""
+    try:
+        return json.dumps(given, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"what it returned cannot be written as JSON: {error}") from error

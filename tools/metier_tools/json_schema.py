@@ -144,7 +144,16 @@ def _matcher(pattern: str) -> TypeAdapter[str]:
     try:
         return TypeAdapter(Annotated[str, Field(pattern=pattern)])
     except SchemaError as error:
-        raise ValueError(f"its schema has a pattern that cannot be matched in linear time: {pattern[:80]!r}") from error
+        raise ValueError(
+            f"its schema has the pattern {pattern[:80]!r}, which cannot be used: {fault(error)}"
+        ) from error
+
+
+def fault(error: SchemaError) -> str:
+    """Why the engine that matches in linear time does not take a pattern, in its own words: the last of those that it says."""
+    return (
+        str(error).rstrip().splitlines()[-1].removeprefix("error: ").strip().removeprefix("SchemaError: ").rstrip(".")
+    )
 
 
 def _matches(pattern: str, value: str) -> bool:

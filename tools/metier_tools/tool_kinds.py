@@ -27,6 +27,7 @@ from pydantic_core import SchemaError
 from metier_infra.declared import Declared
 from metier_tools.command_line import fits_in_a_word, only_place, places
 from metier_tools.declare import Arguments, Boxed, Facts, Filing, Name, arguments_model, unfit
+from metier_tools.json_schema import fault
 from metier_tools.tool import Language
 from metier_tools.toolbox import Action, Command, Fixed, Function, Written
 
@@ -90,7 +91,7 @@ class Argument(Declared):
         try:
             fits = _fits(self.annotation, self.default) or self.required
         except SchemaError as error:
-            raise unfit(f"pattern: {self.pattern!r} cannot be matched: look-around is not supported") from error
+            raise unfit(f"pattern: {self.pattern!r} cannot be used: {fault(error)}") from error
         if not fits:
             raise unfit(f"default: {self.default!r} does not fit")
         return self

@@ -10,19 +10,22 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import IO, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from metier import compose, exec_lines, tool_text
-from metier.terminal import console
-from metier_infra.errors import BadSpec
+from metier.terminal import console, end_by_signals, on_terminal, own_streams
+from metier_infra.errors import BadSpec, MissingService, RetryLater, ServerBroken
 from metier_tools import pins
+from metier_tools.sandbox import Sandbox
 from metier_tools.tool import ToolSpec
 from metier_tools.tool_files import Catalogue
 from metier_tools.toolbox import Tool
+from metier_tools.vault import Vault
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
 out = console()
@@ -49,7 +52,8 @@ def list_tools(
 ) -> None:
     """Show every tool: its kind, limits, digest, and whether it may be called."""
     config = _configured()
-    rows = [_row(tool) for tool in compose.toolbox(config)]
+    secrets = compose.vault(config)
+    rows = [_row(tool, secrets) for tool in compose.served(config)]
     rows += _live_rows(config) if live else []
     rows = _named(rows, names or [])
     if as_json:
@@ -78,9 +82,15 @@ def _print_table(rows: Iterable[Mapping[str, object]]) -> None:
     out.print(table)
 
 
-def _row(tool: Tool) -> dict[str, object]:
+def _row(tool: Tool, secrets: Vault) -> dict[str, object]:
     profile = "-" if tool.spec.kind == "function" else tool.profile.key
-    return _described(tool.spec, profile, tool.disabled or "ready")
+    return _described(tool.spec, profile, tool.disabled or _lacking(tool, secrets) or "ready")
+
+
+def _lacking(tool: Tool, secrets: Vault) -> str:
+    """The first secret that the tool names and that is not there, in a sentence; empty when it has all."""
+    lacking = (name for name in tool.secrets if secrets.value(name) is None)
+    return next((f"needs the secret {name}: put it into METIER_TOOL_SECRETS" for name in lacking), "")
 
 
 def _described(spec: ToolSpec, profile: str, state: str) -> dict[str, object]:
@@ -96,27 +106,54 @@ def _described(spec: ToolSpec, profile: str, state: str) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What MCP servers say of their tools: the spec and its server, by the tool's name. And why others could not be asked, by server."""
+
+    tools: Mapping[str, tuple[ToolSpec, str]] = field(default_factory=dict[str, tuple[ToolSpec, str]])
+    silent: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
 def _live_rows(config: compose.Config) -> list[dict[str, object]]:
-    """What the servers say now that differs from what was approved, or is new."""
+    """What the servers say now that differs from what was approved, or is new; and those that say nothing."""
     known = compose.catalogue(config)
     approved = pins.load_pins(config.tools.files) if config.tools.files else {}
     told = _told(config, known, known.servers)
-    judged = [(spec, profile, pins.judge(spec, approved.get(spec.name))) for spec, profile, _ in told]
-    return [_described(spec, profile, f"live: {state}") for spec, profile, state in judged if state]
+    judged = [(spec, server, pins.judge(spec, approved.get(name))) for name, (spec, server) in told.tools.items()]
+    rows = [_described(spec, _profile(known, server), f"live: {state}") for spec, server, state in judged if state]
+    return rows + [_silent_row(known, server, why) for server, why in told.silent.items()]
 
 
-def _told(config: compose.Config, known: Catalogue, servers: Iterable[str]) -> list[tuple[ToolSpec, str, str]]:
-    """What these servers say of their tools: spec, profile, server."""
-    wanted = list(servers)
+def _profile(known: Catalogue, server: str) -> str:
+    return known.profile(known.servers[server].profile).key
+
+
+def _silent_row(known: Catalogue, server: str, why: str) -> dict[str, object]:
+    nothing = ToolSpec(
+        name=server, description="", parameters={}, kind="mcp", timeout_s=known.servers[server].timeout_s
+    )
+    return _described(nothing, _profile(known, server), f"live: it could not be asked: {why}") | {"digest": "-"}
+
+
+def _told(config: compose.Config, known: Catalogue, servers: Iterable[str]) -> _Told:
+    """What these servers say. One that cannot be asked is in the way of no other."""
+    wanted, told, silent = list(servers), dict[str, tuple[ToolSpec, str]](), dict[str, str]()
     if not wanted:
-        return []
+        return _Told()
+    compose.vault(config)
     with closing(compose.open_sandbox(config, pool=0)) as sandbox:
-        return [
-            (spec.model_copy(update={"timeout_s": known.servers[name].timeout_s}), recipe.profile.key, name)
-            for name in wanted
-            for recipe in [compose.server_recipe(config, known, name)]
-            for spec in sandbox.definitions(recipe)
-        ]
+        for name in wanted:
+            try:
+                told |= {spec.name: (spec, name) for spec in _definitions(config, known, name, sandbox)}
+            except (ServerBroken, MissingService, RetryLater) as error:
+                silent[name] = str(error)
+    return _Told(told, silent)
+
+
+def _definitions(config: compose.Config, known: Catalogue, server: str, sandbox: Sandbox) -> list[ToolSpec]:
+    timeout_s = known.servers[server].timeout_s
+    specs = sandbox.definitions(compose.server_recipe(config, known, server))
+    return [spec.model_copy(update={"timeout_s": timeout_s}) for spec in specs]
 
 
 def approve(
@@ -133,40 +170,54 @@ def approve(
 ) -> None:
     """Approve tools as they are now, after showing what is new or changed in them. Writes `approved.json` in the tools folder.
 
-    What is approved is exactly what is shown: name, description and schema, which a model will obey. On a terminal it asks first.
+    What is approved is exactly what is shown: name, description and schema, which a model will obey. On a terminal it asks first. Where
+    there is none, a tool that changed since it was approved is approved only when it or its server is named, or with `--yes`. Exit code 1
+    when one is left, or a server could not be asked.
     """
     config = _configured()
     if config.tools.files is None:
         raise BadSpec("METIER_TOOL_FILES is not set: it names the folder of your tool files, where approvals are kept")
     known = compose.catalogue(config)
     approved = pins.load_pins(config.tools.files)
-    chosen = _chosen(_candidates(config, known, names or []), names or [])
+    found = _candidates(config, known, names or [])
+    chosen = _chosen(found, names or [])
     _check_digest(chosen, digest)
     changes = {name: one for name, one in chosen.items() if pins.judge(one[0], approved.get(name))}
     _show(changes, approved, as_json=as_json)
-    if changes and not yes and sys.stdin.isatty():
+    asking = on_terminal(sys.stdin) and not yes
+    if changes and asking:
         typer.confirm("approve what is shown above?", abort=True, err=as_json)
-    for server in {server for _, server in changes.values()}:
-        approved = pins.approve(approved, [spec for spec, by in changes.values() if by == server], server)
-    pins.write_pins(config.tools.files, approved)
-    _tell(changes, as_json=as_json)
+    left = [] if asking or yes or names else sorted(changes.keys() & approved.keys())
+    taken = {name: one for name, one in changes.items() if name not in left}
+    if taken:
+        pins.write_pins(config.tools.files, _with(approved, taken))
+    _tell(taken, left, found.silent, as_json=as_json)
+    if left or found.silent:
+        raise typer.Exit(1)
 
 
-def _candidates(config: compose.Config, known: Catalogue, names: Iterable[str]) -> dict[str, tuple[ToolSpec, str]]:
+def _with(approved: pins.Pins, taken: Mapping[str, tuple[ToolSpec, str]]) -> pins.Pins:
+    for server in {server for _, server in taken.values()}:
+        approved = pins.approve(approved, [spec for spec, by in taken.values() if by == server], server)
+    return approved
+
+
+def _candidates(config: compose.Config, known: Catalogue, names: Iterable[str]) -> _Told:
     """Every tool as it is now, with the server that it is of, if any."""
     wanted = set(names)
     servers = [name for name in known.servers if not wanted or any(one.split("__")[0] == name for one in wanted)]
-    own = {tool.spec.name: (tool.spec, "") for tool in known.tools}
-    return own | {spec.name: (spec, server) for spec, _, server in _told(config, known, servers)}
+    told = _told(config, known, servers)
+    return _Told({tool.spec.name: (tool.spec, "") for tool in known.tools} | dict(told.tools), told.silent)
 
 
-def _chosen(found: Mapping[str, tuple[ToolSpec, str]], names: Iterable[str]) -> dict[str, tuple[ToolSpec, str]]:
+def _chosen(found: _Told, names: Iterable[str]) -> dict[str, tuple[ToolSpec, str]]:
     """Those that are wanted. Raises `BadSpec` for a name that is none, or what a server must not say."""
     wanted = set(names)
-    unknown = sorted(wanted - found.keys() - {server for _, server in found.values()})
+    there = found.tools.keys() | {server for _, server in found.tools.values()}
+    unknown = sorted(name for name in wanted - there if name.split("__")[0] not in found.silent)
     if unknown:
-        raise BadSpec(f"there is no tool or server {unknown[0]!r}; there are {', '.join(sorted(found))}")
-    chosen = {name: one for name, one in found.items() if not wanted or {name, one[1]} & wanted}
+        raise BadSpec(f"there is no tool or server {unknown[0]!r}; there are {', '.join(sorted(found.tools))}")
+    chosen = {name: one for name, one in found.tools.items() if not wanted or {name, one[1]} & wanted}
     for spec, server in chosen.values():
         problem = pins.accept(spec) if server else ""
         if problem:
@@ -192,14 +243,22 @@ def _show(changes: Mapping[str, tuple[ToolSpec, str]], approved: pins.Pins, *, a
         typer.echo(tool_text.change(spec, approved.get(name)), err=as_json)
 
 
-def _tell(changes: Mapping[str, tuple[ToolSpec, str]], *, as_json: bool) -> None:
+def _tell(
+    taken: Mapping[str, tuple[ToolSpec, str]], left: list[str], silent: Mapping[str, str], *, as_json: bool
+) -> None:
     if as_json:
-        typer.echo(json.dumps({"approved": sorted(changes)}))
-        return
-    for name, (spec, _) in sorted(changes.items()):
-        typer.echo(f"approved {name} {spec.digest[:12]}")
-    if not changes:
-        out.print("nothing to approve: every tool is as it was approved")
+        typer.echo(json.dumps({"approved": sorted(taken), "left": left, "not_asked": silent}))
+    else:
+        for name, (spec, _) in sorted(taken.items()):
+            typer.echo(f"approved {name} {spec.digest[:12]}")
+        if not (taken or left or silent):
+            out.print("nothing to approve: every tool is as it was approved")
+    for server, why in silent.items():
+        typer.echo(f"the server {server} could not be asked: {tool_text.harmless(why)}", err=True)
+    if left:
+        typer.echo(
+            f"left as they were, since they changed: `metier tools approve {' '.join(left)}`, or --yes", err=True
+        )
 
 
 def selftest(as_json: Json = False) -> None:
@@ -225,18 +284,31 @@ def selftest(as_json: Json = False) -> None:
 def execute() -> None:
     """Run tool calls from standard input, one JSON object a line, and write one JSON object a line in the same order.
 
-    In: `{"id", "tool", "arguments", "timeout_s"?, "lease"?, "files"?: {path: base64}, "take"?: [path]}`. Calls of one lease share a
-    container, one after another; others do not. It begins with the self-test of `metier tools selftest`: an engine that does not enforce
-    the limits is refused with exit code 2. Exit code 1 when a call could not be carried out at all.
+    In: `{"id", "tool", "arguments", "timeout_s"?, "lease"?, "files"?: {path: base64}, "take"?: [path]}`; blank lines are skipped. Calls of
+    one lease share a container, one after another; others do not. Where all containers are in use, a call waits METIER_SANDBOX_WAIT_S for
+    one, and 60 s beyond its own time at most. What a trusted function prints goes to standard error.
+
+    It begins with the self-test of `metier tools selftest`: an engine that does not enforce the limits is refused with exit code 2. Exit
+    code 1 when a call could not be carried out at all; `refused` is an answer like `error`, and changes nothing. SIGINT, SIGTERM and SIGHUP
+    end what runs, with exit code 128 and the signal's number.
     """
     config = _configured()
-    toolbox, threads = compose.toolbox(config), config.sandbox.limit
-    try:
-        with closing(compose.open_checked_sandbox(config, limit=exec_lines.CONTAINERS, idle_s=3600.0)) as sandbox:
-            execution = compose.execution(config, toolbox, sandbox)
-            lines = exec_lines.Lines(execution, toolbox, sandbox, threads=threads)
-            well = lines.run(sys.stdin.buffer, sys.stdout.buffer)
-    except BrokenPipeError:
-        raise typer.Exit(1) from None
+    end_by_signals()
+    lines, answers = own_streams()
+    toolbox, threads = compose.served(config), config.sandbox.limit
+    with closing(compose.open_checked_sandbox(config, limit=exec_lines.CONTAINERS, idle_s=3600.0)) as sandbox:
+        execution = compose.execution(config, toolbox, sandbox)
+        well = _run(exec_lines.Lines(execution, toolbox, sandbox, threads=threads), lines, answers)
     if not well:
         raise typer.Exit(1)
+
+
+def _run(calls: exec_lines.Lines, lines: IO[bytes], answers: IO[bytes]) -> bool:
+    """Whether every call could be carried out and was answered. Nobody is told where nobody reads any more."""
+    try:
+        return calls.run(lines, answers)
+    except BrokenPipeError:
+        return False
+    except OSError as error:
+        typer.echo(f"metier: the answers cannot be written: {error.strerror}", err=True)
+        return False

@@ -246,7 +246,7 @@ def tool_modules(config: Config) -> list[str]:
 
 
 def tool_kinds(config: Config) -> list[Kind]:
-    """The kinds of tools that this tool runner serves. Raises `BadSettings` for a word that is none."""
+    """The kinds of tools that are run here. Raises `BadSettings` for a word that is none."""
     from metier_tools.tool import Kind
 
     known: Mapping[str, Kind] = {kind: kind for kind in get_args(Kind)}
@@ -262,6 +262,18 @@ def toolbox(config: Config) -> Toolbox:
     from metier_tools import tool_files
 
     return tool_files.toolbox(config.tools.files, tool_modules(config))
+
+
+def served(config: Config) -> Toolbox:
+    """The same tools; those of kinds that are not run here are disabled too. Raises `BadSettings` as `tool_kinds` does."""
+    from metier_tools.toolbox import Toolbox
+
+    kinds = tool_kinds(config)
+    strange = f"its kind is not among those that are run here: METIER_TOOL_KINDS says {', '.join(kinds) or 'none'}"
+    return Toolbox(
+        tool if tool.spec.kind in kinds else replace(tool, disabled=tool.disabled or strange)
+        for tool in toolbox(config)
+    )
 
 
 def catalogue(config: Config) -> Catalogue:
@@ -303,9 +315,11 @@ def server_recipe(config: Config, known: Catalogue, name: str) -> Recipe:
 
 
 def vault(config: Config) -> Vault:
-    """Where the tools' secrets are."""
+    """Where the tools' secrets are. Raises `BadSettings` when the folder is not there."""
     from metier_tools.vault import FolderVault
 
+    if config.tools.secrets is not None and not config.tools.secrets.is_dir():
+        raise BadSettings(f"METIER_TOOL_SECRETS: there is no folder {config.tools.secrets}")
     return FolderVault(config.tools.secrets)
 
 
@@ -331,12 +345,13 @@ def open_lane(config: Config) -> ToolLane:
 
 
 async def open_inline_lane(config: Config) -> ToolLane:
-    """Tools called from this process, in the engine's containers. Raises `MissingService` as `open_checked_sandbox` does."""
+    """Tools called from this process, in the engine's containers. Raises as `served`, `vault` and `open_checked_sandbox` do."""
     from metier_tools.inline_lane import InlineLane
     from metier_tools.runner import Runner
 
+    tools, _ = served(config), vault(config)  # what can be wrong with these is said before there are containers
     sandbox = await asyncio.to_thread(open_checked_sandbox, config)
-    runner = Runner(execution(config, toolbox(config), sandbox).run, grant_key(config))
+    runner = Runner(execution(config, tools, sandbox).run, grant_key(config))
     return InlineLane(runner, sandbox, threads=config.sandbox.limit)
 
 

@@ -7,6 +7,7 @@ as soon as it and all before it are there.
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import queue
 import threading
@@ -14,9 +15,9 @@ import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, TypeVar
 
@@ -28,7 +29,7 @@ from metier_infra.errors import MetierError
 from metier_infra.messages import CallId, RunId, ToolCallId
 from metier_tools.execution import Execution
 from metier_tools.paths import MOST_FILES
-from metier_tools.sandbox import Sandbox
+from metier_tools.sandbox import Held, Sandbox
 from metier_tools.tool import FileRef, ToolCall, ToolResult
 from metier_tools.toolbox import Toolbox
 
@@ -108,6 +109,38 @@ class Turns:
         """Wait for all that was submitted."""
         self._threads.shutdown()
 
+    def give_up(self) -> None:
+        """Begin nothing more, and wait for nothing."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Holdings:
+    """The calls that run now, so that they can be stopped when nobody waits for them any more. For any number of threads."""
+
+    def __init__(self) -> None:
+        self._lock, self._held, self._given_up = threading.Lock(), dict[int, Held](), False
+
+    @contextmanager
+    def holding(self, held: Held) -> Generator[None]:
+        """See `execution.Holding`. A call that begins too late is stopped at once."""
+        with self._lock:
+            self._held[id(held)] = held
+            late = self._given_up
+        try:
+            if late:
+                held.stop()
+            yield
+        finally:
+            with self._lock:
+                del self._held[id(held)]
+
+    def give_up(self) -> None:
+        """Stop them all, and those to come."""
+        with self._lock:
+            self._given_up, running = True, list(self._held.values())
+        for held in running:
+            held.stop()
+
 
 class Lines:
     """Reads calls, runs them, writes what came of them."""
@@ -116,22 +149,29 @@ class Lines:
         self._execution, self._toolbox, self._sandbox = execution, toolbox, sandbox
         self._turns, self._releasing = Turns(threads), ThreadPoolExecutor(2, thread_name_prefix="release")
         self._answers: queue.Queue[Future[bytes] | None] = queue.Queue(AHEAD)
-        self._well = True
+        self._holdings, self._well = Holdings(), True
 
     def run(self, lines: IO[bytes], out: IO[bytes]) -> bool:
-        """Until the lines end; whether every call could be carried out."""
+        """Until the lines end; whether every call could be carried out. Raises `OSError` when an answer cannot be written.
+
+        Whatever ends it early, such as a signal, stops the calls that run.
+        """
         reader = threading.Thread(target=self._read, args=(lines,), name="exec-reader", daemon=True)
         reader.start()
-        while (answer := self._answers.get()) is not None:
-            out.write(answer.result())
-            out.flush()
+        try:
+            while (answer := self._answers.get()) is not None:
+                _write(out, answer.result())
+        except BaseException:
+            self._turns.give_up()
+            self._holdings.give_up()
+            raise
         self._turns.close()
         self._releasing.shutdown()
         return self._well
 
     def _read(self, lines: IO[bytes]) -> None:
         try:
-            while line := lines.readline(LONGEST_LINE + 1):
+            for line in _each(lines):
                 if len(line) > LONGEST_LINE:
                     _skip(lines, line)
                     self._answers.put(_done(_refused(None, f"a line is at most {LONGEST_LINE} bytes")))
@@ -152,7 +192,7 @@ class Lines:
 
     def _run(self, asked: Asked, lease: str) -> bytes:
         try:
-            return _line(asked.id, self._execution.run(self._call(asked, lease), lambda _: nullcontext()))
+            return _line(asked.id, self._execution.run(self._call(asked, lease), self._holdings.holding))
         except Exception as error:
             return self._broken(asked.id, error)
         finally:
@@ -190,6 +230,21 @@ def _place(error: Exception) -> str:
     """Where it was raised; what it says may quote a call."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     return "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in last)
+
+
+def _each(lines: IO[bytes]) -> Iterator[bytes]:
+    """The lines, cut where they are too long; a mark of the byte order, which some programs begin with, is no part of the first."""
+    line = lines.readline(len(codecs.BOM_UTF8) + LONGEST_LINE + 1).removeprefix(codecs.BOM_UTF8)
+    while line:
+        yield line
+        line = lines.readline(LONGEST_LINE + 1)
+
+
+def _write(out: IO[bytes], answer: bytes) -> None:
+    """All of it: a stream without a buffer may take less at a time."""
+    left = memoryview(answer)
+    while left:
+        left = left[out.write(left) :]
 
 
 def _skip(lines: IO[bytes], line: bytes) -> None:

@@ -1,17 +1,68 @@
-"""How results are shown to people. The commands print through it."""
+"""What a command is to whoever started it: how results are shown, whose its output is, and how a signal ends it."""
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
+from types import FrameType
+from typing import IO
 
 from rich.console import Console
 
+from metier_infra.errors import BadSettings
+
 PLAIN_WIDTH = 120
 """Columns where there is no terminal to ask, such as in a pipe or a CI log."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def console() -> Console:
     """A console on standard output: as wide as the terminal, or as `COLUMNS` says, or `PLAIN_WIDTH`."""
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    known = on_terminal(sys.stdout) or "COLUMNS" in os.environ
     return Console(width=None if known else PLAIN_WIDTH)
+
+
+def on_terminal(stream: IO[str] | None) -> bool:
+    """Whether a person is at the other end. Python has None for a stream that was closed before it began."""
+    return stream is not None and stream.isatty()
+
+
+def own_streams() -> tuple[IO[bytes], IO[bytes]]:
+    """Standard input and output, for the caller alone from now on: what else this process prints goes to standard error.
+
+    Neither is Python's own object, which a thread that still reads would keep from being closed at the end.
+
+    Raises:
+        BadSettings: one of them was closed before this process began.
+    """
+    for stream, name in ((sys.stdin, "standard input"), (sys.stdout, "standard output")):
+        if _closed(stream):
+            raise BadSettings(f"{name} is closed; calls are read from standard input and answered on standard output")
+    sys.stdout.flush()
+    mine = os.dup(1)
+    os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    return os.fdopen(0, "rb", closefd=False), os.fdopen(mine, "wb", buffering=0)
+
+
+def _closed(stream: IO[str] | None) -> bool:
+    return stream is None
+
+
+def end_by_signals() -> None:
+    """From now on a signal of `ENDING` ends this process as `sys.exit` does, with 128 and its number; a second one changes nothing.
+
+    One that is ignored, as under `nohup`, stays so.
+    """
+    heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def end(number: int, _: FrameType | None) -> None:
+        for one in heard:
+            signal.signal(one, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in heard:
+        signal.signal(number, end)
