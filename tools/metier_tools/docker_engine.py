@@ -45,6 +45,14 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
+class _Pools(Protocol):
+    def __init__(self, maxsize: int, dispose_func: Callable[[_Closable], None]) -> None: ...
+
+
+class _Adapter(Protocol):
+    pools: _Pools
+
+
 class _Client(Protocol):
     """What we use of docker-py. What it returns is the engine's word, and is checked where it enters."""
 
@@ -100,6 +108,13 @@ class Ended(BaseModel):
 
 class _Inspected(BaseModel):
     state: Ended = Field(alias="State")
+
+
+def _keep_one_connection(client: APIClient) -> None:
+    """docker-py keeps a pool of connections for each URL, 25 of them whatever it is told: hundreds of sockets in a process of a few threads."""
+    adapter = cast("_Adapter", client.get_adapter("http+docker://localhost"))
+    if hasattr(adapter, "pools"):
+        adapter.pools = type(adapter.pools)(1, dispose_func=lambda pool: pool.close())
 
 
 def _reason(error: BaseException) -> str:
@@ -165,7 +180,9 @@ class Engine:
                 "a container engine behind TLS cannot be attached to yet: forward its socket, as with `ssh -L`, and name that in DOCKER_HOST"
             )
         base_url = self.base_url or given.get("base_url")
-        return cast("_Client", APIClient(base_url, version="auto", timeout=math.ceil(within_s), max_pool_size=4))
+        client = APIClient(base_url, version="auto", timeout=math.ceil(within_s), max_pool_size=1)
+        _keep_one_connection(client)
+        return cast("_Client", client)
 
     @property
     def local(self) -> bool:
