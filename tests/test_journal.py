@@ -12,7 +12,7 @@ from metier_infra.database import Database
 from metier_infra.errors import FencedOff
 from metier_infra.journal import Journal
 from metier_infra.messages import Answer, CallId, Candidate, Decision, Failure, RunId, Task, ToolCallId, stable_id
-from metier_infra.rows import Call, Run, ToolCallRow, ToolRecord
+from metier_infra.rows import Call, Run, ToolCallRow
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BAD = Failure(code="call_failed", message="no")
@@ -326,25 +326,6 @@ async def test_a_tool_call_is_recorded_once_and_its_first_result_stays(journal: 
     assert done == again
     assert (done.result, done.ok, done.wall_ms, done.arguments) == ({"stdout": "42"}, True, 3.0, {"code": "6*7"})
     assert await journal.tools.of_run(RunId("r")) == [done]
-
-
-async def test_a_tools_record_counts_what_is_finished_for_one_agent_and_category(journal: Journal) -> None:
-    async def finished(n: int, *, ok: bool, wall_ms: float, tool: str = "python") -> None:
-        await journal.tools.request(used(n, tool))
-        await journal.tools.finish(ToolCallId(f"t{n}"), {}, ok=ok, wall_ms=wall_ms)
-
-    async def record(last: int = 200, category: str = "code") -> ToolRecord:
-        return await journal.tools.record(agent="coder", category=category, tool="python", last=last)
-
-    assert await record() == ToolRecord(0, 0, None)
-    await finished(1, ok=False, wall_ms=900.0)
-    await finished(2, ok=True, wall_ms=10.0)
-    await finished(3, ok=True, wall_ms=30.0)
-    await finished(4, ok=True, wall_ms=1.0, tool="shell")
-    await journal.tools.request(used(5))
-    assert await record() == ToolRecord(2, 1, 30.0)
-    assert await record(category="math") == ToolRecord(0, 0, None)
-    assert await record(last=2) == ToolRecord(2, 0, 30.0)
 
 
 async def test_a_decision_is_kept_once(journal: Journal) -> None:

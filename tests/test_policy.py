@@ -16,6 +16,7 @@ from metier_agents.turns import (
     Estimate,
     Message,
     ModelTurn,
+    Realised,
     System,
     ToolTurn,
     ToolUse,
@@ -25,7 +26,7 @@ from metier_agents.turns import (
     load,
 )
 from metier_agents.view import View, see
-from metier_infra.rows import ToolRecord
+from metier_infra.rows import ToolRecord, weigh_record
 from metier_tools.tool import ToolResult
 
 PY = ("python",)
@@ -106,13 +107,17 @@ def test_meta_reasoned_offers_the_best_tool_first_and_leaves_the_others_out() ->
     assert decide(META, view) == Offer(("python", "shell"), "auto", wording.SOLVE)
 
 
+def measured(ok: float, failed: float, seconds: float, cost_usd: float | None = None) -> ToolRecord:
+    return ToolRecord(int(ok + failed), ok, failed, seconds, seconds, cost_usd)
+
+
 @pytest.mark.parametrize(
     ("record", "offers"),
     [
         (None, True),
-        (ToolRecord(50, 0, 100.0), True),
-        (ToolRecord(0, 50, 100.0), False),
-        (ToolRecord(50, 0, 60_000.0), False),
+        (measured(50, 0, 0.1), True),
+        (measured(0, 50, 0.1), False),
+        (measured(50, 0, 60.0), False),
     ],
     ids=["unmeasured", "works", "broken", "slow"],
 )
@@ -174,13 +179,165 @@ def test_whatever_the_view_only_useful_tools_are_offered_and_the_limit_of_turns_
 # ---- worth
 
 
+PRICED = MetaReasoned.model_validate(
+    {"kind": "meta_reasoned", "price_per_second": 0.01, "price_per_usd": 2.0, "prior_ok": 1, "prior_failed": 1}
+)
+
+
 def test_worth_is_gain_times_success_minus_noise_minus_price() -> None:
-    policy = MetaReasoned.model_validate(
-        {"kind": "meta_reasoned", "price_per_second": 0.01, "price_per_usd": 2.0, "prior_ok": 1, "prior_failed": 1}
-    )
-    found = appraisal.weigh(policy, Estimate(tool="python", gain=0.5, noise=0.1), ToolRecord(5, 1, 2000.0), 0.02)
+    found = appraisal.weigh(PRICED, Estimate(tool="python", gain=0.5, noise=0.1), measured(5, 1, 2.0), 0.02)
     assert (found.success, found.seconds, found.price) == (6 / 8, 2.0, pytest.approx(0.06))
     assert found.value == pytest.approx(0.5 * 0.75 - 0.1 - 0.06)
+
+
+@pytest.mark.parametrize(
+    ("stated", "record", "seconds", "usd"),
+    [
+        ({}, ToolRecord(), 2.0, 0.0),
+        ({"latency_s": 5.0, "cost_usd": 0.1}, ToolRecord(), 5.0, 0.1),
+        ({"latency_s": 5.0, "cost_usd": 0.1}, measured(2, 0, 1.0, 0.3), 3.0, 0.2),
+        ({"latency_s": 5.0, "cost_usd": 0.1}, measured(0, 2, 1.0), 3.0, 0.1),
+        ({}, measured(198, 0, 1.0, 0.3), 1.01, 0.297),
+        ({"latency_s": 0.0}, ToolRecord(8, 8, 0, 1.0, 11.0), 3.2, 0.0),
+    ],
+    ids=["nothing", "stated", "as much measured", "no price told", "much measured", "a tail"],
+)
+def test_a_models_own_numbers_are_the_prior_and_give_way_to_what_was_measured(
+    stated: dict[str, float], record: ToolRecord, seconds: float, usd: float
+) -> None:
+    found = appraisal.weigh(PRICED, Estimate.model_validate({"tool": "python", "gain": 0.5, **stated}), record, 0.02)
+    assert (found.seconds, found.cost_usd) == (pytest.approx(seconds), pytest.approx(usd))
+    assert found.price == pytest.approx(0.01 * seconds + 2.0 * (usd + 0.02))
+
+
+def judged(*pairs: tuple[float, float], tool: str = "python") -> list[Realised]:
+    return [
+        Realised(use_id="u", tool=tool, predicted=0.0, realised=0.0, gain=gain, gained=gained) for gain, gained in pairs
+    ]
+
+
+HIT, MISS = (0.5, 0.5), (0.5, 0.0)
+HALF = {"python": measured(5e5, 5e5, 1.0)}
+BROKEN = {"python": measured(0, 1e6, 1.0)}
+WHOLE = {"python": measured(1e6, 0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "records", "trust"),
+    [
+        ([], {}, 1.0),
+        ([MISS], {}, 1.0),
+        ([HIT] * 9, {}, 1.0),
+        ([HIT] * 9, WHOLE, 1.0),
+        ([HIT, MISS] * 9, HALF, 1.0),
+        ([MISS] * 9, BROKEN, 1.0),
+        ([MISS], WHOLE, 2 / 2.5),
+        ([MISS] * 4, WHOLE, 2 / 4),
+        ([HIT, MISS], WHOLE, 2.5 / 3),
+        ([(1.0, 0.0), (0.2, 0.2)] * 5, HALF, 3 / 5),
+        ([(1.0, 1.0), (0.2, 0.0)] * 5, HALF, 1.0),
+        ([(0.5, 0.2)] * 1000, WHOLE, 0.4),
+        ([(0.0, 0.0)] * 9, WHOLE, 1.0),
+    ],
+    ids=[
+        "nothing judged",
+        "tool unknown",
+        "all came true",
+        "of a tool that works",
+        "a tool half works",
+        "a tool is broken",
+        "a miss",
+        "four",
+        "half",
+        "expects most where it fails",
+        "expects most where it works",
+        "two fifths of it",
+        "expects nothing",
+    ],
+)
+def test_a_stated_gain_is_believed_as_far_as_earlier_ones_came_true_beyond_what_the_tools_record_says(
+    pairs: list[tuple[float, float]], records: dict[str, ToolRecord], trust: float
+) -> None:
+    policy = META.model_copy(update={"half_life": 1e6})
+    assert appraisal.trust(policy, judged(*pairs), records) == pytest.approx(trust, abs=0.003)
+
+
+def test_trust_goes_by_the_record_of_the_tool_that_was_used() -> None:
+    records = {**WHOLE, "shell": BROKEN["python"]}
+    assert appraisal.trust(META, judged(MISS, tool="shell"), records) == pytest.approx(1.0, abs=1e-5)
+    assert appraisal.trust(META, judged(MISS, tool="python"), records) == pytest.approx(2 / 2.5)
+
+
+def test_trust_comes_back_as_misses_are_forgotten() -> None:
+    policy = META.model_copy(update={"half_life": 2.0})
+    trusts = [appraisal.trust(policy, judged(*[(1.0, 1.0)] * n, *[(1.0, 0.0)] * 5), WHOLE) for n in range(9)]
+    assert trusts == sorted(trusts)
+    assert trusts[0] < 0.5
+    assert trusts[-1] > 0.9
+
+
+def test_what_a_model_predicted_falsely_shrinks_its_gain_and_may_end_the_offer() -> None:
+    said = ModelTurn(text='{"python": {"gain": 0.1, "noise": 0.05}}')
+    for pairs, offers in (((), True), (judged(*[MISS] * 8), False)):
+        (assessed,) = appraisal.assess(META, said, PY, WHOLE, pairs)
+        assert assessed.tools[0].value == pytest.approx(0.1 * assessed.tools[0].trust - 0.05 - 0.002, abs=1e-5)
+        move = decide(META, View(turns=1, useful=PY, assessed=assessed.tools, records=WHOLE))
+        assert isinstance(move, Offer) is offers
+
+
+def test_a_price_that_the_model_states_is_read_and_paid() -> None:
+    (found,) = appraisal.read_estimates('{"python": {"gain": 0.3, "cost_usd": 0.25, "latency_s": 7}}', PY)
+    assert (found.cost_usd, found.latency_s) == (0.25, 7.0)
+    (unsaid,) = appraisal.read_estimates('{"python": {"gain": 0.3, "cost_usd": "cheap"}}', PY)
+    assert unsaid.cost_usd is None
+
+
+@pytest.mark.parametrize(
+    ("status", "counted", "gained"),
+    [("ok", True, 0.5), ("error", True, 0.0), ("timeout", True, 0.0), ("refused", False, 0.0)],
+)
+def test_what_a_call_was_worth_is_judged_unless_the_tool_never_ran(status: str, counted: bool, gained: float) -> None:
+    said = ModelTurn(text='{"python": {"gain": 0.5, "noise": 0.1, "cost_usd": 0.05}}')
+    (assessed,) = appraisal.assess(PRICED, said, PY, {})
+    found = appraisal.realise(PRICED, [assessed], [tool_turn(status)], 0.02)
+    assert [(one.predicted, one.realised, one.gain, one.gained) for one in found] == [
+        (assessed.tools[0].value, pytest.approx(gained - 0.1 - 2.0 * 0.07), 0.5, gained)
+    ] * counted
+
+
+outcomes = st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=60)
+
+
+def value_of(policy: MetaReasoned, outcomes: list[tuple[bool, float]]) -> float:
+    """What a tool is worth after calls that went well or not, each with the gain that was stated of it; the newest first."""
+    rows = [{"ok": int(ok), "wall_ms": 2000.0, "cost_usd": None} for ok, _ in outcomes]
+    record = weigh_record(rows, policy.half_life)
+    trust = appraisal.trust(policy, judged(*[(gain, gain * ok) for ok, gain in outcomes]), {"python": record})
+    return appraisal.weigh(policy, Estimate(tool="python", gain=0.7, noise=0.1), record, 0.0, trust).value
+
+
+@given(outcomes, st.data(), st.floats(1, 500))
+def test_a_failure_in_place_of_a_success_never_raises_a_value(
+    outcomes: list[tuple[bool, float]], data: st.DataObject, half_life: float
+) -> None:
+    policy = META.model_copy(update={"half_life": half_life})
+    turned, at = [*outcomes], data.draw(st.integers(0, len(outcomes) - 1))
+    turned[at] = (False, outcomes[at][1])
+    assert value_of(policy, turned) <= value_of(policy, outcomes) + 1e-12
+
+
+@given(st.lists(st.booleans(), max_size=60), st.floats(1, 500))
+def test_one_more_failure_never_raises_the_success_rate_to_expect(outcomes: list[bool], half_life: float) -> None:
+    def expected(outcomes: list[bool]) -> float:
+        rows = [{"ok": int(ok), "wall_ms": 1.0, "cost_usd": None} for ok in outcomes]
+        return appraisal.success_of(META, weigh_record(rows, half_life))
+
+    assert expected([False, *outcomes]) <= expected(outcomes) + 1e-12
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=30), st.integers(0, 100), st.integers(0, 100))
+def test_trust_is_a_share(pairs: list[tuple[float, float]], ok: int, failed: int) -> None:
+    assert 0 < appraisal.trust(META, judged(*pairs), {"python": measured(ok, failed, 1.0)}) <= 1
 
 
 @pytest.mark.parametrize(

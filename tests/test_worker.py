@@ -392,6 +392,13 @@ async def test_a_missing_key_ends_the_role_at_its_start(house: House) -> None:
         await house.worker(refuse_to_open).run(asyncio.Event(), lambda: None)
 
 
+async def test_a_retriever_that_cannot_be_made_ends_the_role_at_its_start(house: House) -> None:
+    wanted = {"strategy": "synthesise", "from": {"kind": "langchain", "factory": "no.such.module:make"}}
+    spec = AgentSpec.model_validate({**AGENT.model_dump(), "retrieval": wanted})
+    with pytest.raises(BadSpec, match=r"the retriever no\.such\.module:make cannot be made"):
+        await house.worker(ScriptedModel([]), spec=spec).run(asyncio.Event(), lambda: None)
+
+
 async def test_a_tool_that_does_not_exist_ends_the_role_at_its_start(house: House) -> None:
     spec = AgentSpec.model_validate({**AGENT.model_dump(), "tools": [{"name": "telepathy"}]})
     with pytest.raises(BadSpec, match="the agent solver names a tool 'telepathy'"):

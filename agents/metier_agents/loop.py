@@ -9,17 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, assert_never
 
-from metier_agents import appraisal, turns, wording
+from metier_agents import appraisal, record, turns, wording
+from metier_agents.citing import complaint, sources_message
 from metier_agents.hands import Hands
 from metier_agents.model import Model
 from metier_agents.outcome import conclude
 from metier_agents.patience import until
-from metier_agents.policy import Answer, Assess, Offer, Stop, Think, ToolChoice, decide
-from metier_agents.spec import AgentSpec, MetaReasoned
+from metier_agents.policy import Answer, Assess, Offer, Stop, Think, ToolChoice, decide, guard
+from metier_agents.retrieval import find_sources
+from metier_agents.spec import AgentSpec
 from metier_agents.turns import AssessmentWanted, Message, ModelTurn, Note, System, User
-from metier_agents.view import View, fitting, see
+from metier_agents.view import View, see
 from metier_infra import messages, telemetry
 from metier_infra.journal import Journal
 from metier_infra.rows import Call, ToolRecord
@@ -48,8 +51,11 @@ class Loop:
             if turns.open_uses(self.history):
                 await self._act()
                 continue
-            move = decide(self.spec.policy, await self._look())
+            view = await self._look()
+            move = decide(self.spec.policy, view)
             match move:
+                case Answer() if not guard(view) and (wrong := complaint(self.history, self.spec)):
+                    await self._think(wrong)
                 case Answer():
                     return conclude(self.history, self.spec)
                 case Stop():
@@ -70,21 +76,25 @@ class Loop:
         self.history = [message for step in steps for message in turns.load(step.body)]
         self.recorded, self.steps = len(self.history), len(steps)
         if not self.history:
-            task = self.call.task
-            self.history = [System(text=wording.INSTRUCTIONS), User(text=task.text)]
-            self.history += [User(text=wording.context_text(task.context))] if task.context else []
+            await self._begin()
+
+    async def _begin(self) -> None:
+        """The task and its context; and the sources to answer from, recorded at once, so that no later attempt looks them up again."""
+        task, retrieval = self.call.task, self.spec.retrieval
+        self.history = [System(text=wording.INSTRUCTIONS), User(text=task.text)]
+        self.history += [User(text=wording.context_text(task.context))] if task.context else []
+        if retrieval is not None:
+            search = partial(find_sources, retrieval, self.journal.db, task.text)
+            block, word = sources_message(await until(self.deadline, "the search for sources", search))
+            rules = wording.cite_text(retrieval.strategy, word)
+            self.history[0] = System(text=f"{wording.INSTRUCTIONS}\n{rules}")
+            await self._record(User(text=block))
 
     async def _look(self) -> View:
         return see(self.history, self.spec, self.call.task.category, await self._records())
 
     async def _records(self) -> Mapping[str, ToolRecord]:
-        if not isinstance(self.spec.policy, MetaReasoned):
-            return {}
-        category = self.call.task.category
-        return {
-            tool: await self.journal.tools.record(agent=self.spec.name, category=category, tool=tool)
-            for tool in fitting(self.spec, category)
-        }
+        return await record.records(self.journal, self.spec, self.call.task.category)
 
     async def _think(self, note: str | None, tools: Sequence[ToolSpec] = (), choice: ToolChoice = "none") -> None:
         self.history += [Note(text=note)] if note else []
@@ -94,7 +104,8 @@ class Loop:
         names = tuple(tool.name for tool in tools)
         self.history.append(AssessmentWanted(tools=names, text=wording.assessment_text(tools)))
         turn = await self._ask("assessment", (), "none")
-        await self._record(turn, *appraisal.assess(self.spec.policy, turn, names, await self._records()))
+        judged = await record.judged(self.journal, self.spec.name, self.call.task.category)
+        await self._record(turn, *appraisal.assess(self.spec.policy, turn, names, await self._records(), judged))
 
     async def _act(self) -> None:
         turn = turns.of_kind(self.history, ModelTurn)[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from metier_agents.citing import cite
 from metier_agents.spec import AgentSpec
 from metier_agents.turns import History, ModelTurn, ToolTurn, of_kind, spent
 from metier_infra.errors import LimitReached
@@ -15,7 +16,7 @@ def conclude(history: History, spec: AgentSpec, *, stopped: str = "answered") ->
     if not answers:
         raise LimitReached(f"the agent {spec.name} was stopped before it had an answer: {stopped}")
     cost, known = spent(history)
-    return Answer(
+    answer = Answer(
         text=answers[-1].answer,
         agent=spec.name,
         model=spec.model,
@@ -27,3 +28,4 @@ def conclude(history: History, spec: AgentSpec, *, stopped: str = "answered") ->
         cost_usd=cost,
         cost_known=known,
     )
+    return cite(answer, history, spec)

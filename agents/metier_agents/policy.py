@@ -127,7 +127,10 @@ def meta_reasoned(policy: MetaReasoned, view: View) -> Move:
 
 def _worth(policy: MetaReasoned, view: View) -> tuple[str, ...]:
     """The tools whose value is positive, best first, weighed with the newest records."""
-    estimates = [valued.estimate for valued in view.assessed or () if valued.estimate.tool in view.useful]
-    weighed = [weigh(policy, estimate, view.records.get(estimate.tool), view.turn_usd) for estimate in estimates]
+    weighed = [
+        weigh(policy, valued.estimate, view.records.get(valued.estimate.tool), view.turn_usd, valued.trust)
+        for valued in view.assessed or ()
+        if valued.estimate.tool in view.useful
+    ]
     ranked = sorted(weighed, key=lambda valued: -valued.value)
     return tuple(valued.estimate.tool for valued in ranked if valued.value > 0)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, LiteralString
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from metier_infra import declared
 from metier_infra.declared import Declared
 from metier_infra.errors import BadSpec
+from metier_infra.rows import HALF_LIFE
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -47,8 +50,15 @@ class MetaReasoned(_Policy):
     price_per_second: float = Field(0.002, ge=0, description="what a second of waiting costs, in right answers")
     price_per_usd: float = Field(1.0, ge=0, description="what a US dollar costs, in right answers")
     assumed_s: float = Field(2.0, ge=0, description="a tool call's time before any was measured; seconds")
+    assumed_usd: float = Field(0.0, ge=0, description="a tool call's own price before any was measured; US dollars")
     prior_ok: float = Field(1.6, gt=0, description="successes believed before any was measured (Beta prior)")
     prior_failed: float = Field(0.4, gt=0, description="failures believed before any was measured (Beta prior)")
+    prior_worth: float = Field(
+        2.0, gt=0, description="gain believed to have come true as predicted before any did; in right answers"
+    )
+    half_life: float = Field(
+        HALF_LIFE, gt=0, allow_inf_nan=False, description="calls after which what was measured counts half"
+    )
 
 
 Policy = Annotated[Autonomous | Collaborative | MetaReasoned, Field(discriminator="kind")]
@@ -63,6 +73,70 @@ class ToolRef(Declared):
     def fitting(self, category: str) -> bool:
         """Whether the tool suits tasks of this category."""
         return not self.fits or category in self.fits
+
+
+Count = Annotated[int, Field(ge=1, le=50)]
+
+
+def _must(pattern: str, sentence: LiteralString) -> AfterValidator:
+    """Refuses text that does not match, in words of its own."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise PydanticCustomError("must", sentence)
+        return text
+
+    return AfterValidator(check)
+
+
+_SQL = "[a-z_][a-z0-9_]{0,62}"
+SqlName = Annotated[str, _must(_SQL, "must be a plain SQL name: lower-case letters, digits and underscores")]
+Table = Annotated[str, _must(rf"{_SQL}(\.{_SQL})?", "must be a plain SQL name, or two with a dot between")]
+Factory = Annotated[str, _must(r"[\w.]+:\w+", "must be module:function")]
+
+
+class Files(Declared):
+    """Sources are the text files of a folder, found by BM25 (the extra `retrieval`); long files are cut into passages."""
+
+    kind: Literal["files"] = Field(description="where sources come from")
+    folder: Path = Field(description="relative to where the role is started")
+    pattern: str = Field(
+        "**/*", min_length=1, description="which files, as a glob; hidden and binary ones are left out"
+    )
+
+
+class Postgres(Declared):
+    """Sources are the rows of a table in the journal's Postgres, found by its full text search."""
+
+    kind: Literal["postgres"] = Field(description="where sources come from")
+    table: Table = Field(description="with or without a schema")
+    id: SqlName = Field("id", description="the column that names a row")
+    title: SqlName = Field("title", description="the column with its title")
+    text: SqlName = Field("text", description="the column that is searched and quoted")
+    language: SqlName = Field("english", description="a text search configuration of the server")
+
+
+class LangChain(Declared):
+    """Sources are what any LangChain retriever finds. It is code of yours, and runs in the agent worker."""
+
+    kind: Literal["langchain"] = Field(description="where sources come from")
+    factory: Factory = Field(description="module:function that makes the retriever")
+
+
+Origin = Annotated[Files | Postgres | LangChain, Field(discriminator="kind")]
+Strategy = Literal["synthesise", "authoritative", "acknowledge"]
+
+
+class Retrieval(Declared):
+    """Answer from sources alone, with a quote for every claim. A claim whose quote is not in its source is struck out."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    strategy: Strategy = Field(
+        description="all sources, with their conflicts named; the best one alone; or what is contested or missing is left open"
+    )
+    origin: Origin = Field(alias="from", description="where sources come from")
+    k: Count = Field(5, description="sources that are looked up, at most")
 
 
 class Limits(Declared):
@@ -82,6 +156,9 @@ class AgentSpec(Declared):
     policy: Policy
     tools: tuple[ToolRef, ...] = ()
     skills: dict[str, Share] = Field(default_factory=dict[str, Share])
+    retrieval: Retrieval | None = Field(
+        None, description="which sources it answers from; none: from what the model knows"
+    )
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
     description: str = ""
 
@@ -136,6 +213,10 @@ _PARTS: Mapping[str, type[Declared]] = {
     "meta_reasoned": MetaReasoned,
     "tools": ToolRef,
     "limits": Limits,
+    "retrieval": Retrieval,
+    "files": Files,
+    "postgres": Postgres,
+    "langchain": LangChain,
 }
 _SENTENCES: Mapping[str, str] = {
     "model_type": "expected an agent's fields, such as name, model and policy",

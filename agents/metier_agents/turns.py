@@ -104,22 +104,28 @@ class ToolTurn(Word):
 
 
 class Estimate(Word):
-    """What a model expects of one tool: gain and noise in right answers, latency in seconds (None: no idea)."""
+    """What a model expects of one tool: gain and noise in right answers, latency in seconds, its own price in USD (None: no idea)."""
 
     tool: str
     gain: float
     noise: float = 0.0
     latency_s: float | None = None
+    cost_usd: float | None = None
 
 
 class Valued(Word):
-    """An estimate weighed by the code: measured success rate, seconds, price of time and money, and the expected value."""
+    """An estimate weighed by the code: expected success rate, seconds and own price of the tool, what they come to, and the expected value.
+
+    `trust` is what was left of the stated gain, as the model's earlier predictions came true; 0 to 1.
+    """
 
     estimate: Estimate
     success: float
     seconds: float
     price: float
     value: float
+    cost_usd: float = 0.0
+    trust: float = 1.0
 
 
 class Assessed(Word):
@@ -130,13 +136,18 @@ class Assessed(Word):
 
 
 class Realised(Word):
-    """What a tool call was predicted to be worth and what it turned out to be. Log only: no model reads it."""
+    """What a tool call was predicted to be worth and what it turned out to be. Log only: no model reads it.
+
+    `gain` is what the model stated, `gained` what came of it.
+    """
 
     tag: Literal["realised"] = "realised"
     use_id: str
     tool: str
     predicted: float
     realised: float
+    gain: float = 0.0
+    gained: float = 0.0
 
 
 Message = Annotated[

@@ -18,6 +18,7 @@ import structlog
 from metier_agents.hands import Hands
 from metier_agents.loop import Loop
 from metier_agents.model import Model
+from metier_agents.retrieval import open_retriever
 from metier_agents.spec import AgentSpec, without_tools
 from metier_agents.turns import spent
 from metier_infra import service, telemetry
@@ -105,13 +106,15 @@ class AgentWorker:
         _raise_first([*serving, others[0]])
 
     def _equip(self, spec: AgentSpec) -> None:
-        """Open the agent's model, and make sure that its tools exist; those that are disabled it does not get."""
+        """Open the agent's model, and make sure that its sources and tools exist; those that are disabled it does not get."""
         disabled = {tool.name: self._fitness(spec, tool.name) for tool in spec.tools}
         for name, reason in disabled.items():
             if reason:
                 log.warning("tool disabled", action="go_without", agent=spec.name, tool=name, reason=reason)
         self._agents[spec.name] = without_tools(spec, {name for name, reason in disabled.items() if reason})
         self._models[spec.name] = self._open_model(spec)
+        if spec.retrieval is not None:
+            open_retriever(spec.retrieval.origin, self._journal.db)
 
     def _fitness(self, spec: AgentSpec, tool: str) -> str:
         if tool not in self._hands.toolbox:

@@ -12,7 +12,18 @@ from typing import Any
 
 from metier_infra.database import Database, Statement
 from metier_infra.messages import Answer, CallId, Decision, Failure, RunId, ToolCallId
-from metier_infra.rows import Call, Run, Step, ToolCallRow, ToolRecord, call_of, run_of, tool_call_of
+from metier_infra.rows import (
+    HALF_LIFE,
+    Call,
+    Run,
+    Step,
+    ToolCallRow,
+    ToolRecord,
+    call_of,
+    run_of,
+    tool_call_of,
+    weigh_record,
+)
 
 
 class Runs:
@@ -268,14 +279,27 @@ class Tools:
         return tool_call_of(stored[0][0]) if stored[0] else await self._get(call.tool_call_id)
 
     async def finish(
-        self, tool_call_id: ToolCallId, result: Mapping[str, Any], *, ok: bool, wall_ms: float
+        self,
+        tool_call_id: ToolCallId,
+        result: Mapping[str, Any],
+        *,
+        ok: bool,
+        wall_ms: float,
+        cost_usd: float | None = None,
     ) -> ToolCallRow:
-        """Record the result; the first one wins, and it is the winner that is returned."""
+        """Record the result, and the tool's own price if it told one; the first one wins, and it is the winner that is returned."""
         won = await self._db.write(
             Statement(
-                "UPDATE tool_calls SET result = :result, ok = :ok, wall_ms = :wall_ms, finished_at = :now"
-                " WHERE tool_call_id = :tool_call_id AND finished_at IS NULL RETURNING *",
-                {"tool_call_id": tool_call_id, "result": json.dumps(result), "ok": int(ok), "wall_ms": wall_ms},
+                "UPDATE tool_calls SET result = :result, status = :status, ok = :ok, wall_ms = :wall_ms, cost_usd = :cost_usd,"
+                " finished_at = :now WHERE tool_call_id = :tool_call_id AND finished_at IS NULL RETURNING *",
+                {
+                    "tool_call_id": tool_call_id,
+                    "result": json.dumps(result),
+                    "status": result.get("status"),
+                    "ok": int(ok),
+                    "wall_ms": wall_ms,
+                    "cost_usd": cost_usd,
+                },
             )
         )
         return tool_call_of(won[0][0]) if won[0] else await self._get(tool_call_id)
@@ -291,16 +315,39 @@ class Tools:
         )
         return [tool_call_of(row) for row in rows]
 
-    async def record(self, *, agent: str, category: str, tool: str, last: int = 200) -> ToolRecord:
-        """What the last calls of this tool by this agent in this category came to."""
+    async def record(
+        self, *, agent: str, category: str, tool: str, half_life: float = HALF_LIFE, last: int = 200
+    ) -> ToolRecord:
+        """What the last calls of this tool by this agent in this category came to.
+
+        Calls that ended count, good or bad; refused ones do not: the tool never ran.
+        """
         rows = await self._db.read(
-            "SELECT ok, wall_ms FROM tool_calls WHERE agent = :agent AND category = :category AND tool = :tool AND finished_at IS NOT NULL"
-            " ORDER BY finished_at DESC LIMIT :last",
+            "SELECT ok, wall_ms, cost_usd FROM tool_calls WHERE agent = :agent AND category = :category AND tool = :tool"
+            " AND finished_at IS NOT NULL AND coalesce(status, '') <> 'refused'"
+            " ORDER BY finished_at DESC, tool_call_id LIMIT :last",
             {"agent": agent, "category": category, "tool": tool, "last": last},
         )
-        times = sorted(float(row["wall_ms"]) for row in rows)
-        good = sum(int(row["ok"]) for row in rows)
-        return ToolRecord(good, len(rows) - good, times[len(times) // 2] if times else None)
+        return weigh_record(rows, half_life)
+
+    async def measured(self, agent: str | None = None) -> Sequence[tuple[str, str, str]]:
+        """Every (agent, category, tool) that has a record, in order; of one agent, or of all."""
+        rows = await self._db.read(
+            "SELECT DISTINCT agent, category, tool FROM tool_calls WHERE finished_at IS NOT NULL"
+            " AND coalesce(status, '') <> 'refused' AND (:agent = '' OR agent = :agent) ORDER BY agent, category, tool",
+            {"agent": agent or ""},
+        )
+        return [(row["agent"], row["category"], row["tool"]) for row in rows]
+
+    async def steps(self, *, agent: str, category: str, holding: str, last: int) -> Sequence[Step]:
+        """Steps with `holding` in their body, newest first, of the calls in which the agent last used tools in this category."""
+        rows = await self._db.read(
+            "SELECT * FROM steps WHERE body LIKE :holding AND call_id IN (SELECT call_id FROM tool_calls"
+            " WHERE agent = :agent AND category = :category ORDER BY requested_at DESC LIMIT :last)"
+            " ORDER BY at DESC, call_id, n DESC LIMIT :last",
+            {"agent": agent, "category": category, "holding": f"%{holding}%", "last": last},
+        )
+        return [Step(CallId(row["call_id"]), int(row["n"]), json.loads(row["body"]), float(row["at"])) for row in rows]
 
 
 class Decisions:

@@ -67,11 +67,27 @@ class Task(Word):
     context: dict[str, JsonValue] = {}
 
 
+class Claim(Word):
+    """Something that an answer says, and the exact words of the source (its id) on which it stands."""
+
+    text: str
+    source: str
+    quote: str
+
+
+class Conflict(Word):
+    """What sources contradict each other about: a side is what one of them says."""
+
+    about: str
+    sides: tuple[Claim, ...]
+
+
 class Answer(Word):
     """What an agent answered: the comparable `text`, how sure it is (0 to 1, or None), and what it took.
 
     Money is USD; where `cost_known` is false, some price was not known and `cost_usd` is a lower bound. `model_turns` and `tool_calls`
-    are counts; `stopped` says why the loop ended.
+    are counts; `stopped` says why the loop ended. An agent that answers from sources says its `claims`, the `conflicts` between sources,
+    and what stays `unresolved`; every quote was found in its source.
     """
 
     text: str
@@ -84,6 +100,9 @@ class Answer(Word):
     tool_calls: int = 0
     cost_usd: float = 0.0
     cost_known: bool = True
+    claims: tuple[Claim, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    unresolved: tuple[str, ...] = ()
 
 
 class AgentCard(Word):

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from metier import bench_orchestrator, bench_sandbox, cli_runs, cli_tools, compose, demo
+from metier import bench_orchestrator, bench_sandbox, cli_agents, cli_runs, cli_specs, cli_tools, compose, demo
 from metier.terminal import console
 from metier_infra.errors import AskOperator, MetierError
 
@@ -34,8 +34,14 @@ tools = typer.Typer(
     invoke_without_command=True,
     rich_markup_mode=None,
 )
+agent_files = typer.Typer(
+    help="Look at agents: list, check, show, and what was measured of their tools.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 bench = typer.Typer(help="Measure Métier on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs, name="runs")
+app.add_typer(agent_files, name="agents")
 app.add_typer(tools, name="tools")
 app.add_typer(bench, name="bench")
 
@@ -182,6 +188,10 @@ runs.command("watch", epilog=_example("metier runs watch 3f2a"))(cli_runs.watch)
 app.command(
     "demo", epilog=_example("metier demo --queries 60 --seed 7   # --live coder=openai:gpt-5 asks a real model")
 )(demo.command)
+agent_files.command("list", epilog=_example("metier agents list --json"))(cli_specs.list_agents)
+agent_files.command("check", epilog=_example("metier agents check agents"))(cli_specs.check)
+agent_files.command("show", epilog=_example("metier agents show coder"))(cli_specs.show)
+agent_files.command("records", epilog=_example("metier agents records coder --csv"))(cli_agents.records)
 tools.command("list", epilog=_example("METIER_TOOL_FILES=tools metier tools list --live"))(cli_tools.list_tools)
 tools.command("approve", epilog=_example("METIER_TOOL_FILES=tools metier tools approve word_count"))(cli_tools.approve)
 tools.command(

@@ -172,11 +172,16 @@ def open_bus(config: Config, role: str) -> Bus:
     return KafkaBus(config.kafka, client=f"metier-{role}", member=member)
 
 
+def agents_folder(config: Config) -> Path:
+    """Where the agents are declared: the three that ship, where nothing is said."""
+    return config.role.agents or Path(str(resources.files("metier.examples") / "agents"))
+
+
 def agent_specs(config: Config, models: Mapping[str, str] | None = None) -> dict[str, AgentSpec]:
     """The agents that are declared, with their models replaced where `METIER_MODEL_<AGENT>` or `models` say so."""
     from metier_agents.spec import load_agents, with_model
 
-    folder = config.role.agents or Path(str(resources.files("metier.examples") / "agents"))
+    folder = agents_folder(config)
     specs = load_agents(folder)
     wanted = {**{_agent_name(name, specs): model for name, model in model_overrides().items()}, **(models or {})}
     for name in wanted.keys() - specs.keys():

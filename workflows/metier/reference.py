@@ -35,8 +35,27 @@ TOPIC_OF: Mapping[type[messages.Event], str] = {
     messages.RunSucceeded: messages.EVENTS_TOPIC,
     messages.RunFailed: messages.EVENTS_TOPIC,
 }
-WORDS = (messages.Task, messages.Answer, messages.Failure, messages.Decision, messages.Candidate)
-PARTS = (spec.AgentSpec, spec.Autonomous, spec.Collaborative, spec.MetaReasoned, spec.ToolRef, spec.Limits)
+WORDS = (
+    messages.Task,
+    messages.Answer,
+    messages.Claim,
+    messages.Conflict,
+    messages.Failure,
+    messages.Decision,
+    messages.Candidate,
+)
+PARTS = (
+    spec.AgentSpec,
+    spec.Autonomous,
+    spec.Collaborative,
+    spec.MetaReasoned,
+    spec.ToolRef,
+    spec.Retrieval,
+    spec.Files,
+    spec.Postgres,
+    spec.LangChain,
+    spec.Limits,
+)
 SPANS: Sequence[tuple[str, str, str]] = (
     (telemetry.send("{topic}"), "producer", "an event is published"),
     (telemetry.process("{topic}"), "consumer", "an event is handled; linked to the span that sent it"),
@@ -265,7 +284,12 @@ def agent_page() -> str:
     parts = ["# Agent files\n", _AGENT_HEAD]
     for part in PARTS:
         rows = [
-            (f"`{name}`", with_bounds(field), _agent_default(name, field), field.description or _AGENT_WORDS[name])
+            (
+                f"`{field.alias or name}`",
+                with_bounds(field),
+                _agent_default(name, field),
+                field.description or _AGENT_WORDS[name],
+            )
             for name, field in part.model_fields.items()
         ]
         parts += [f"## {_AGENT_TITLES[part]}\n", described(part) + "\n"]
@@ -283,6 +307,10 @@ _AGENT_TITLES: Mapping[type[BaseModel], str] = {
     spec.Collaborative: "`policy` of kind `collaborative`",
     spec.MetaReasoned: "`policy` of kind `meta_reasoned`",
     spec.ToolRef: "An entry of `tools`",
+    spec.Retrieval: "`retrieval`",
+    spec.Files: "`from` of kind `files`",
+    spec.Postgres: "`from` of kind `postgres`",
+    spec.LangChain: "`from` of kind `langchain`",
     spec.Limits: "`limits`",
 }
 _AGENT_WORDS: Mapping[str, str] = {
