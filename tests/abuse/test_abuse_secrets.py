@@ -12,7 +12,7 @@ import pytest
 from metier_tools.docker_sandbox import DockerSandbox
 from metier_tools.sandbox import Outcome, Request
 
-ENVIRONMENT = {"PATH", "HOME", "LANG", "HOSTNAME", "LC_CTYPE"}
+ENVIRONMENT = {"PATH", "HOME", "USER", "LANG", "HOSTNAME", "LC_CTYPE"}
 
 
 def test_the_environment_is_ours_and_nothing_of_the_hosts(
