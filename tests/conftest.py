@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 from kafka.admin import KafkaAdminClient
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from packaging.requirements import Requirement
@@ -36,6 +37,13 @@ from metier_infra.sqlite_journal import SqliteDatabase
 
 TOPICS = (REQUESTS, RUNS, EVENTS_TOPIC, DEAD_LETTERS, tasks_topic("helper"))
 """What the `bus` and `topics` fixtures have: the system's topics, with one agent called `helper`."""
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> Iterator[None]:
+    """What a test makes of the logs ends with it: a command run in this process binds them to a stream that is closed afterwards."""
+    yield
+    structlog.reset_defaults()
 
 
 def _service(variable: str) -> str:

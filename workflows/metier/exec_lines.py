@@ -149,7 +149,7 @@ class Lines:
         self._execution, self._toolbox, self._sandbox = execution, toolbox, sandbox
         self._turns, self._releasing = Turns(threads), ThreadPoolExecutor(2, thread_name_prefix="release")
         self._answers: queue.Queue[Future[bytes] | None] = queue.Queue(AHEAD)
-        self._holdings, self._well = Holdings(), True
+        self._holdings, self._well, self._over = Holdings(), True, threading.Event()
 
     def run(self, lines: IO[bytes], out: IO[bytes]) -> bool:
         """Until the lines end; whether every call could be carried out. Raises `OSError` when an answer cannot be written.
@@ -162,6 +162,7 @@ class Lines:
             while (answer := self._answers.get()) is not None:
                 _write(out, answer.result())
         except BaseException:
+            self._over.set()
             self._turns.give_up()
             self._holdings.give_up()
             raise
@@ -204,7 +205,8 @@ class Lines:
         self._well = False
         if isinstance(error, MetierError):
             return _line(name, ToolResult(status="died", stderr=f"{error.code}: {error}"))
-        log.error("a line broke us", action="answer_died", error=type(error).__name__, place=_place(error))
+        if not self._over.is_set():  # else nobody reads answers any more, and what we closed ourselves is no defect
+            log.error("a line broke us", action="answer_died", error=type(error).__name__, place=_place(error))
         why = f"defect: Métier broke at this line with {type(error).__name__}, and goes on with the next one"
         return _line(name, ToolResult(status="died", stderr=why))
 
