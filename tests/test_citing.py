@@ -24,7 +24,8 @@ from metier_agents.citing import check, read_block, sources_message, sources_of,
 from metier_agents.hands import Hands
 from metier_agents.loop import Loop
 from metier_agents.model import ScriptedModel
-from metier_agents.retrieval import Source, find_sources
+from metier_agents.retrieval import find_sources
+from metier_agents.retriever import Source
 from metier_agents.spec import AgentSpec
 from metier_agents.testing import ScriptedLane
 from metier_agents.turns import Message, ModelTurn, Note, System, ToolUse, User, load

@@ -20,7 +20,8 @@ from langchain_core.retrievers import BaseRetriever
 from metier_agents.bm25_retriever import Bm25Retriever, passages
 from metier_agents.langchain_retriever import LangChainRetriever, open_langchain_retriever
 from metier_agents.postgres_retriever import PostgresRetriever
-from metier_agents.retrieval import LONGEST_TEXT, Retriever, Source, find_sources, open_retriever
+from metier_agents.retrieval import LONGEST_TEXT, find_sources, open_retriever
+from metier_agents.retriever import Retriever, Source
 from metier_agents.spec import AgentSpec, Postgres, Retrieval, load_agent, with_model
 from metier_infra.database import Database, Statement
 from metier_infra.errors import BadSpec, RetryLater

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
-from metier_agents.retrieval import Source
+from metier_agents.retriever import Source
 from metier_infra.errors import BadSpec, MissingPackage
 
 try:

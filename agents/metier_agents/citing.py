@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from metier_agents import wording
-from metier_agents.retrieval import Source
+from metier_agents.retriever import Source
 from metier_agents.spec import AgentSpec, Strategy
 from metier_agents.turns import History, ModelTurn, Note, User, of_kind
 from metier_infra.messages import Answer, Claim, Conflict, Word

@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Protocol
 
-from metier_agents.retrieval import Source
+from metier_agents.retriever import Source
 from metier_infra.errors import BadSpec, MetierError, RetryLater
 
 

@@ -6,7 +6,7 @@ It speaks through the journal's `Database`, so that the vendor stays where it is
 
 from __future__ import annotations
 
-from metier_agents.retrieval import Source
+from metier_agents.retriever import Source
 from metier_agents.spec import Postgres
 from metier_infra.database import Database
 from metier_infra.errors import BadSpec, MetierError, SchemaBehind

@@ -1,40 +1,19 @@
-"""Where an agent's sources come from: the retriever port, and the search that opens a call.
+"""Where an agent's sources come from: which retriever it has, and the search that opens a call.
 
 The loop calls `find_sources` once a call, before the first turn; `sources_message` writes what it found into the prompt and `citing`
-checks answers against it. `bm25_retriever`, `postgres_retriever` and `langchain_retriever` are the adapters.
+checks answers against it. `retriever` is the port; `bm25_retriever`, `postgres_retriever` and `langchain_retriever` are its adapters.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, assert_never
+from typing import assert_never
 
+from metier_agents.retriever import Retriever, Source
 from metier_agents.spec import Files, LangChain, Origin, Postgres, Retrieval
 from metier_infra.database import Database
-from metier_infra.messages import Word
 
 LONGEST_TEXT = 8_000
 LONGEST_NAME = 200
-
-
-class Source(Word):
-    """A text that a retriever found. `id` names it among the found; `score` is higher for the better, in the retriever's own unit."""
-
-    id: str
-    title: str
-    text: str
-    score: float = 0.0
-
-
-class Retriever(Protocol):
-    """Finds sources for a question.
-
-    Contract: at most `k`, the best first, none that has nothing to do with the query; nothing found is no error. It raises only `RetryLater`s
-    (it may be tried again) and `AskOperator`s. Any query is safe: it is text, and never a language of its own.
-    """
-
-    async def find(self, query: str, k: int) -> tuple[Source, ...]:
-        """The best sources for `query`."""
-        ...
 
 
 def open_retriever(origin: Origin, db: Database) -> Retriever:
