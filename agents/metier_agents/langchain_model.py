@@ -14,6 +14,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolCall, ToolMessage
 from pydantic import SecretStr, ValidationError
 
+from metier_agents.model import PLAIN, Options
 from metier_agents.policy import ToolChoice
 from metier_agents.turns import (
     AssessmentWanted,
@@ -44,10 +45,16 @@ class LangChainModel:
         self.chat = chat
 
     async def ask(
-        self, messages: History, *, tools: Sequence[ToolSpec], tool_choice: ToolChoice, deadline: float
+        self,
+        messages: History,
+        *,
+        tools: Sequence[ToolSpec],
+        tool_choice: ToolChoice,
+        deadline: float,
+        options: Options = PLAIN,
     ) -> ModelTurn:
         """See `Model.ask`. The deadline is kept by whoever cancels."""
-        del deadline
+        del deadline, options
         bound = bool(tools) and tool_choice != "none"
         try:
             reply = await self._invoke(render(messages, as_calls=bound), tools if bound else (), tool_choice)

@@ -5,25 +5,46 @@ The loop asks models through `Model`; `models` opens them. `recorded_model` and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from metier_agents.policy import ToolChoice
+from metier_agents.spec import Effort
 from metier_agents.turns import History, ModelTurn, of_kind
 from metier_infra.errors import BadSpec, MetierError, ModelFailed
 from metier_tools.tool import ToolSpec
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a request is to be answered. A model that knows no such thing goes without.
+
+    Attributes:
+        output_tokens: the most that the reply may take; None: as the provider has it.
+        effort: how hard the model is to think before it says anything.
+        form: a JSON schema that the whole reply must fit; its `title` is its name.
+        on_text: called with each piece of the reply's text as it comes; it must not block.
+    """
+
+    output_tokens: int | None = None
+    effort: Effort | None = None
+    form: dict[str, Any] | None = None
+    on_text: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
+
+
+PLAIN = Options()
+
+
 class Model(Protocol):
     """A chat model.
 
-    Contract: a reply names no tool unless `tools` were given; it raises only `ModelBusy`, `ModelFailed`, and `AskOperator`s; cancelling
-    `ask` cancels the request. `tool_choice` "required" is a wish that a model may not be able to keep: the policy checks.
+    Contract: a reply names no tool unless `tools` were given; it raises only `ModelBusy`, `ModelFailed`s, and `AskOperator`s; cancelling
+    `ask` cancels the request. `tool_choice` "required" is a wish that a model may not be able to keep: the policy checks. A refusal is a reply.
     """
 
     @property
@@ -32,7 +53,13 @@ class Model(Protocol):
         ...
 
     async def ask(
-        self, messages: History, *, tools: Sequence[ToolSpec], tool_choice: ToolChoice, deadline: float
+        self,
+        messages: History,
+        *,
+        tools: Sequence[ToolSpec],
+        tool_choice: ToolChoice,
+        deadline: float,
+        options: Options = PLAIN,
     ) -> ModelTurn:
         """The model's next turn. `deadline` is seconds since the epoch."""
         ...
@@ -45,6 +72,7 @@ class Asked:
     messages: History
     tools: tuple[str, ...]
     tool_choice: ToolChoice
+    options: Options = PLAIN
 
 
 class ScriptedModel:
@@ -62,17 +90,26 @@ class ScriptedModel:
         self._errors = list(errors)
 
     async def ask(
-        self, messages: History, *, tools: Sequence[ToolSpec], tool_choice: ToolChoice, deadline: float
+        self,
+        messages: History,
+        *,
+        tools: Sequence[ToolSpec],
+        tool_choice: ToolChoice,
+        deadline: float,
+        options: Options = PLAIN,
     ) -> ModelTurn:
         """See `Model.ask`."""
         del deadline
-        self.asked.append(Asked(tuple(messages), tuple(tool.name for tool in tools), tool_choice))
+        self.asked.append(Asked(tuple(messages), tuple(tool.name for tool in tools), tool_choice, options))
         if self._errors:
             raise self._errors.pop(0)
         n = len(of_kind(messages, ModelTurn))
         if n >= len(self._turns):
             raise ModelFailed(f"the script of {self.name} has {len(self._turns)} turns and was asked for one more")
-        return self._turns[n].model_copy(update={"model": self.name})
+        turn = self._turns[n].model_copy(update={"model": self.name})
+        if options.on_text is not None and turn.text:
+            options.on_text(turn.text)
+        return turn
 
 
 def read_script(path: Path) -> ScriptedModel:

@@ -21,6 +21,7 @@ import difflib
 import json
 from collections.abc import Sequence
 
+from metier_agents.model import PLAIN, Options
 from metier_agents.policy import ToolChoice
 from metier_agents.recordings import RecordedQuery, Recordings
 from metier_agents.turns import AssessmentWanted, History, ModelTurn, ToolTurn, ToolUse, of_kind, task_text
@@ -46,10 +47,16 @@ class RecordedModel:
         self._recordings = recordings
 
     async def ask(
-        self, messages: History, *, tools: Sequence[ToolSpec], tool_choice: ToolChoice, deadline: float
+        self,
+        messages: History,
+        *,
+        tools: Sequence[ToolSpec],
+        tool_choice: ToolChoice,
+        deadline: float,
+        options: Options = PLAIN,
     ) -> ModelTurn:
         """See `Model.ask`."""
-        del deadline
+        del deadline, options
         query = self._recordings.find(task_text(messages))
         if query is None:
             raise ModelFailed(f"{self.name} has no recording of this task: {task_text(messages)[:80]!r}")

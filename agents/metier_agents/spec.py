@@ -139,12 +139,58 @@ class Retrieval(Declared):
     k: Count = Field(5, description="sources that are looked up, at most")
 
 
-class Limits(Declared):
-    """Where one call ends at the latest. None: no limit on money."""
+Effort = Literal["minimal", "low", "medium", "high"]
 
-    turns: int = Field(8, ge=1, description="model requests")
+
+class _Reasoning(Declared):
+    effort: Effort | None = Field(
+        None, description="how hard the model itself is to think, where its provider has such a setting"
+    )
+
+
+class Plain(_Reasoning):
+    """One line of thought: what the model answers is the answer."""
+
+    kind: Literal["plain"]
+
+
+class Deep(_Reasoning):
+    """The model reflects on its answer until it says the same again, or the budget ends."""
+
+    kind: Literal["deep"]
+    rounds: int = Field(2, ge=1, le=10, description="reflections, at most")
+
+
+class Parallel(_Reasoning):
+    """Independent explorations of one task, then one answer chosen among theirs; all under the limits of the one call."""
+
+    kind: Literal["parallel"]
+    k: int = Field(3, ge=2, le=16, description="explorations")
+    select: Literal["vote", "verifier", "judge"] = Field(
+        "vote",
+        description="the answer given most often; the one that a check of each finds likeliest right; the one that a judge of all prefers",
+    )
+
+
+Reasoning = Annotated[Plain | Deep | Parallel, Field(discriminator="kind")]
+
+
+class Limits(Declared):
+    """Where one call ends at the latest, all its explorations together. None: no such limit.
+
+    What a model request may come to is set aside before it is sent and settled by what the provider counted.
+    """
+
+    turns: int = Field(8, ge=1, description="model requests; of one exploration, where there are several")
     tool_calls: int = Field(6, ge=0, description="tool calls that are really made")
-    cost_usd: float | None = Field(None, gt=0, description="known cost of the model's turns; USD")
+    tokens: int | None = Field(None, gt=0, description="tokens read and written by the model's turns")
+    output_tokens: int = Field(4096, ge=1, description="tokens that one turn may write")
+    cost_usd: float | None = Field(
+        None, gt=0, description="cost of the model's turns; USD; needs a model of known price"
+    )
+    request_s: float = Field(
+        60.0, gt=0, description="what one model request may take before it is given up and made again; seconds"
+    )
     timeout_s: float = Field(120.0, gt=0, description="from the first claim of the call; seconds")
 
 
@@ -152,12 +198,25 @@ class AgentSpec(Declared):
     """An agent: model, policy, tools, limits, and what it says it is good at."""
 
     name: str = Field(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$", description="a DNS label; names topic and group")
-    model: str = Field(min_length=1, description="recorded:<model>, scripted:<file>, or any init_chat_model id")
+    model: str = Field(
+        min_length=1,
+        description="recorded:<model>, scripted:<file>, langgraph:<module>:<function>, or any init_chat_model id",
+    )
+    fallbacks: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="models to ask in this order when the one before is away, overloaded or refuses for good"
+    )
     policy: Policy
     tools: tuple[ToolRef, ...] = ()
     skills: dict[str, Share] = Field(default_factory=dict[str, Share])
+    reasoning: Reasoning = Field(default_factory=lambda: Plain.model_validate({"kind": "plain"}))
     retrieval: Retrieval | None = Field(
         None, description="which sources it answers from; none: from what the model knows"
+    )
+    safety: (
+        Annotated[str, _must(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?(@[1-9][0-9]*)?", "must be NAME or NAME@VERSION")] | None
+    ) = Field(None, description="the safety bundle that holds for it: NAME, its newest version, or NAME@VERSION")
+    stream: bool = Field(
+        default=False, description="whether what the model writes is sent to `metier.events` as it comes"
     )
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
     description: str = ""
@@ -213,6 +272,10 @@ _PARTS: Mapping[str, type[Declared]] = {
     "meta_reasoned": MetaReasoned,
     "tools": ToolRef,
     "limits": Limits,
+    "reasoning": Plain,
+    "plain": Plain,
+    "deep": Deep,
+    "parallel": Parallel,
     "retrieval": Retrieval,
     "files": Files,
     "postgres": Postgres,

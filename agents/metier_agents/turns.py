@@ -45,10 +45,16 @@ class AssessmentWanted(Word):
 
 
 class Usage(Word):
-    """What a provider counted."""
+    """What a provider counted. `cached_tokens` of the input were read from its cache, `reasoning_tokens` of the output were thought and not said.
+
+    `estimated`: the provider told nothing, and what was set aside for the request stands in.
+    """
 
     input_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
 
 
 class ToolUse(Word):
@@ -60,10 +66,19 @@ class ToolUse(Word):
     problem: str | None = None
 
 
+class PassedOver(Word):
+    """A model of the chain that was asked, or not even asked, before the one that replied; `code` and sentence say why."""
+
+    model: str
+    code: str
+    message: str
+
+
 class ModelTurn(Word):
     """One reply of a model. A model fills the upper fields; the loop stamps the lower ones.
 
-    `cost_usd` is None where the price is not known. `rule_written`: a fixed rule wrote the turn, not the model (recorded models).
+    `model` is the one that replied and `passed_over` those before it in the chain of fallbacks. `refused`: the model, or its provider's filter, declined
+    to answer. `cut`: the reply ended at its longest. `cost_usd` is None where the price is not known. `rule_written`: a fixed rule wrote the turn, not the model (recorded models).
     `offered`: the tools that were bound. `asked_again`: a request was in flight at a crash, so it may be billed twice.
     Times are seconds since the epoch.
     """
@@ -75,6 +90,9 @@ class ModelTurn(Word):
     usage: Usage | None = None
     cost_usd: float | None = None
     rule_written: bool = False
+    refused: bool = False
+    cut: bool = False
+    passed_over: tuple[PassedOver, ...] = ()
 
     purpose: Literal["answer", "assessment"] = "answer"
     offered: tuple[str, ...] = ()

@@ -24,6 +24,12 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── DeadlineMissed
     │   ├── LimitReached        a declared limit (turns, tool calls, cost) stopped the work
     │   ├── ModelFailed         the model refused the request, or gave nothing usable
+    │   │   ├── ContextTooLong      the request is longer than the model can read
+    │   │   └── ModelMalformed      what the model wrote could not be read, again and again
+    │   ├── ModelRefused        the model, or its provider's filter, declined; the safety bundle makes that an end
+    │   ├── AnswerWithheld      an output check of the safety bundle held the answer back
+    │   ├── ToolGone            a tool of the agent that no tool runner knows any more
+    │   ├── Cancelled           somebody gave the call up
     │   ├── GrantRefused        a tool call without a valid grant
     │   ├── MissingBlob         a claim check whose bytes are gone
     │   ├── ToolCancelled       a tool call that its caller gave up
@@ -140,6 +146,30 @@ class LimitReached(FailRun):
 
 class ModelFailed(FailRun):
     """The model refused the request for good, or gave nothing usable."""
+
+
+class ContextTooLong(ModelFailed):
+    """The request is longer than the model can read."""
+
+
+class ModelMalformed(ModelFailed):
+    """What the model wrote could not be read, for the third time in one call."""
+
+
+class ModelRefused(FailRun):
+    """The model, or its provider's filter, declined to answer, and the agent's safety bundle makes that the end."""
+
+
+class AnswerWithheld(FailRun):
+    """An output check of the agent's safety bundle held the answer back."""
+
+
+class ToolGone(FailRun):
+    """A tool that the agent was offered is known to no tool runner any more, or is not the same."""
+
+
+class Cancelled(FailRun):
+    """Somebody gave the call up; its model request and its tool calls were ended."""
 
 
 class GrantRefused(FailRun):

@@ -105,6 +105,18 @@ class Answer(Word):
     unresolved: tuple[str, ...] = ()
 
 
+class Stamp(Word):
+    """Under what an agent acts: its `digest` changes with any change of its behaviour; `safety` is NAME@VERSION of its bundle, or empty.
+
+    `safety_digest` changes with any change of the bundle. It stands on every event that concerns the agent.
+    """
+
+    agent: str
+    digest: str
+    safety: str = ""
+    safety_digest: str = ""
+
+
 class AgentCard(Word):
     """What a workflow may know of an agent: skills are what it says it is good at, 0 to 1 by category."""
 
@@ -112,7 +124,7 @@ class AgentCard(Word):
     model: str
     policy: str
     skills: dict[str, float] = {}
-    digest: str = ""
+    stamp: Stamp | None = None
 
 
 class Candidate(Word):
@@ -121,6 +133,7 @@ class Candidate(Word):
     agent: str
     score: float
     propensity: float
+    stamp: Stamp | None = None
 
 
 class Decision(Word):
@@ -170,6 +183,7 @@ class CallRequested(Event):
     agent: str
     task: Task
     deadline: float
+    stamp: Stamp | None = None
 
 
 class CallAnswered(Event):
@@ -180,6 +194,7 @@ class CallAnswered(Event):
     call_id: CallId
     answer: Answer | None = None
     failure: Failure | None = None
+    stamp: Stamp | None = None
 
 
 class DecisionMade(Event):

@@ -1,0 +1,110 @@
+"""A message list and its record: what is asked and what came of it is in the journal before the next model request.
+
+The loop walks along one, `explorations` along one for each line of thought. A trail that is taken up again replays what was recorded and
+goes on, so nothing that was answered is asked twice. Round each request to the model it sets its price aside, bounds its time, tells
+what is written as it comes, and opens a span.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from metier_agents import turns
+from metier_agents.attempt import Attempt
+from metier_agents.model import Options
+from metier_agents.patience import until
+from metier_agents.policy import ToolChoice
+from metier_agents.turns import Message, ModelTurn, Usage
+from metier_infra import telemetry
+from metier_infra.errors import ModelBusy
+from metier_tools.tool import ToolSpec
+
+LANE = 10_000
+"""Steps of one line of thought: line number n of a call has the numbers from n times this."""
+Purpose = Literal["answer", "assessment", "selection"]
+
+
+@dataclass
+class Trail:
+    """One line of thought of a call; `lane` numbers it. `history` is its message list, of which `recorded` messages are in `steps` steps."""
+
+    attempt: Attempt
+    lane: int = 0
+    history: list[Message] = field(default_factory=list[Message])
+    recorded: int = 0
+    steps: int = 0
+    resumed: bool = False
+
+    async def replay(self) -> bool:
+        """Take up what earlier attempts recorded; whether there was anything."""
+        call, first = self.attempt.call, self.lane * LANE
+        self.resumed = call.attempt > 1
+        found = await self.attempt.journal.steps.of_call(call.call_id) if self.resumed else ()
+        mine = [step for step in found if first <= step.n < first + LANE]
+        self.history = [message for step in mine for message in turns.load(step.body)]
+        self.recorded, self.steps = len(self.history), len(mine)
+        self.attempt.purse.replay(self.history)
+        return bool(mine)
+
+    @property
+    def step(self) -> int:
+        """The number of the next step in the journal."""
+        return self.lane * LANE + self.steps
+
+    def add(self, *messages: Message) -> None:
+        """Messages that are recorded with the next step."""
+        self.history += messages
+
+    async def record(self, *found: Message) -> None:
+        """The next step: these messages and those that were added before."""
+        self.history += found
+        body = turns.dump(self.history[self.recorded :])
+        await self.attempt.journal.steps.append(self.attempt.call.call_id, self.step, body)
+        self.recorded, self.steps = len(self.history), self.steps + 1
+
+    async def ask(
+        self,
+        purpose: Purpose,
+        tools: Sequence[ToolSpec] = (),
+        choice: ToolChoice = "none",
+        form: dict[str, Any] | None = None,
+    ) -> ModelTurn:
+        """The model's next turn, not yet recorded. Raises `Exhausted` when it might cost more than is left."""
+        attempt, limits, started = self.attempt, self.attempt.spec.limits, time.time()
+        need = attempt.estimate(self.history, tools, limits.output_tokens)
+
+        async def request() -> ModelTurn:
+            return await self._request(purpose, tools, choice, form)
+
+        with attempt.purse.reserved(need):
+            turn = await until(attempt.deadline, f"a request to {attempt.model.name}", request)
+        again, self.resumed = self.resumed, False
+        if turn.usage is None and limits.tokens is not None:
+            turn = turn.model_copy(update={"usage": Usage(input_tokens=need.tokens, output_tokens=0, estimated=True)})
+        stamp = {"purpose": purpose, "offered": tuple(tool.name for tool in tools), "asked_again": again}
+        turn = turn.model_copy(update={**stamp, "started_at": started, "ended_at": time.time()})
+        attempt.purse.settle(turn)
+        return turn
+
+    async def _request(
+        self, purpose: Purpose, tools: Sequence[ToolSpec], choice: ToolChoice, form: dict[str, Any] | None
+    ) -> ModelTurn:
+        """One try, in its span and its time, with what is written told as it comes."""
+        attempt, model = self.attempt, self.attempt.model
+        with telemetry.span(telemetry.chat(model.name), "client", attributes=_asked(attempt)) as span:
+            async with telling(attempt, self.step, purpose) as on_text, _bounded(attempt):
+                options = Options(
+                    output_tokens=attempt.spec.limits.output_tokens,
+                    effort=attempt.spec.reasoning.effort,
+                    form=form,
+                    on_text=on_text,
+                )
+                turn = await model.ask(
+                    self.history, tools=tools, tool_choice=choice, deadline=attempt.deadline, options=options
+                )
+            span.set(_answered(turn))
+            return turn
