@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metier_agents import wording
+from metier_agents.attempt import Attempt
 from metier_agents.citing import check, read_block, sources_message, sources_of, span
 from metier_agents.hands import Hands
 from metier_agents.loop import Loop
@@ -231,9 +232,8 @@ class Bench:
         await self.journal.calls.request(Call(call_id=call_id, run_id=RunId("r"), agent="a", task=task, deadline=until))
         call = await self.journal.calls.claim(call_id, "me")
         assert call is not None
-        return await Loop(
-            call, spec, model, self.journal, Hands(self.journal, self.lane, BUILTIN, b"k" * 32), until
-        ).run()
+        hands = Hands(self.journal, self.lane, BUILTIN, b"k" * 32)
+        return await Loop(Attempt(call, spec, model, self.journal, hands, until)).run()
 
     async def steps(self, ask: str = "When was the bridge opened?") -> list[list[Message]]:
         return [load(step.body) for step in await self.journal.steps.of_call(CallId(ask))]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from metier_agents.attempt import Attempt
 from metier_agents.hands import Hands
 from metier_agents.loop import Loop
 from metier_agents.model import ScriptedModel
@@ -78,7 +79,7 @@ class Bench:
         )
         call = await self.journal.calls.claim(CALL, "me")
         assert call is not None
-        return await Loop(call, spec, model, self.journal, self.hands, until).run()
+        return await Loop(Attempt(call, spec, model, self.journal, self.hands, until)).run()
 
     @property
     def hands(self) -> Hands:

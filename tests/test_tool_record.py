@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from metier import cli_agents
+from metier_agents.attempt import Attempt
 from metier_agents.hands import Hands
 from metier_agents.loop import Loop
 from metier_agents.model import ScriptedModel
@@ -280,7 +281,7 @@ async def test_in_the_loop_a_policy_goes_by_its_half_life_and_by_what_became_of_
     call = Call(call_id=CallId("now"), run_id=RunId("r"), agent="coder", task=task, deadline=2e9)
     turns = [ModelTurn(text='{"python": {"gain": 0.5}}'), ModelTurn(text="ANSWER: 42\nCONFIDENCE: 0.9")]
     hands = Hands(journal, ScriptedLane(lambda _: ToolResult(status="ok")), BUILTIN, b"k" * 32)
-    await Loop(call, SPEC, ScriptedModel(turns), journal, hands, 2e9).run()
+    await Loop(Attempt(call, SPEC, ScriptedModel(turns), journal, hands, 2e9)).run()
     steps = await journal.steps.of_call(call.call_id)
     (assessed,) = of_kind([message for step in steps for message in load(step.body)], Assessed)
     assert assessed.tools[0].success == pytest.approx((1.6 + 1) / (2 + 1.5))

@@ -61,7 +61,9 @@ class SlowModel(ScriptedModel):
         self.started = asyncio.Event()
         self.go = asyncio.Event()
 
-    async def ask(self, messages: Any, *, tools: Any, tool_choice: Any, deadline: float) -> ModelTurn:
+    async def ask(
+        self, messages: Any, *, tools: Any, tool_choice: Any, deadline: float, options: Any = None
+    ) -> ModelTurn:
         self.started.set()
         await self.go.wait()
         return await super().ask(messages, tools=tools, tool_choice=tool_choice, deadline=deadline)
@@ -70,7 +72,9 @@ class SlowModel(ScriptedModel):
 class BrokenModel(ScriptedModel):
     """Has a defect."""
 
-    async def ask(self, messages: Any, *, tools: Any, tool_choice: Any, deadline: float) -> ModelTurn:
+    async def ask(
+        self, messages: Any, *, tools: Any, tool_choice: Any, deadline: float, options: Any = None
+    ) -> ModelTurn:
         raise ZeroDivisionError("a defect")
 
 

@@ -5,7 +5,7 @@ The loop asks models through `Model`; `models` opens them. `recorded_model` and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ class Options:
 
     output_tokens: int | None = None
     effort: Effort | None = None
-    form: dict[str, Any] | None = None
+    form: Mapping[str, Any] | None = None
     on_text: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
 
 

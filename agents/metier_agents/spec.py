@@ -59,6 +59,10 @@ class MetaReasoned(_Policy):
     half_life: float = Field(
         HALF_LIFE, gt=0, allow_inf_nan=False, description="calls after which what was measured counts half"
     )
+    explore: Share = Field(
+        0.05,
+        description="share of calls in which a tool that is not worth it is offered all the same, to see whether that still holds; 0: never",
+    )
 
 
 Policy = Annotated[Autonomous | Collaborative | MetaReasoned, Field(discriminator="kind")]

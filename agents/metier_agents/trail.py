@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from metier_agents.policy import ToolChoice
 from metier_agents.turns import Message, ModelTurn, Usage
 from metier_infra import telemetry
 from metier_infra.errors import ModelBusy
+from metier_infra.messages import Stamp
 from metier_tools.tool import ToolSpec
 
 LANE = 10_000
@@ -71,7 +73,7 @@ class Trail:
         purpose: Purpose,
         tools: Sequence[ToolSpec] = (),
         choice: ToolChoice = "none",
-        form: dict[str, Any] | None = None,
+        form: Mapping[str, Any] | None = None,
     ) -> ModelTurn:
         """The model's next turn, not yet recorded. Raises `Exhausted` when it might cost more than is left."""
         attempt, limits, started = self.attempt, self.attempt.spec.limits, time.time()
@@ -91,12 +93,12 @@ class Trail:
         return turn
 
     async def _request(
-        self, purpose: Purpose, tools: Sequence[ToolSpec], choice: ToolChoice, form: dict[str, Any] | None
+        self, purpose: Purpose, tools: Sequence[ToolSpec], choice: ToolChoice, form: Mapping[str, Any] | None
     ) -> ModelTurn:
         """One try, in its span and its time, with what is written told as it comes."""
         attempt, model = self.attempt, self.attempt.model
         with telemetry.span(telemetry.chat(model.name), "client", attributes=_asked(attempt)) as span:
-            async with telling(attempt, self.step, purpose) as on_text, _bounded(attempt):
+            async with self._telling(purpose) as on_text, _bounded(attempt):
                 options = Options(
                     output_tokens=attempt.spec.limits.output_tokens,
                     effort=attempt.spec.reasoning.effort,
@@ -108,3 +110,54 @@ class Trail:
                 )
             span.set(_answered(turn))
             return turn
+
+    def _telling(self, purpose: Purpose) -> AbstractAsyncContextManager[Callable[[str], None] | None]:
+        teller = self.attempt.teller if purpose == "answer" else None
+        return teller.telling(self.step) if teller else nullcontext()
+
+
+@asynccontextmanager
+async def _bounded(attempt: Attempt) -> AsyncGenerator[None]:
+    """Give a request up that takes too long. Raises `ModelBusy`."""
+    limit_s = attempt.spec.limits.request_s
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError as error:
+        raise ModelBusy(f"{attempt.model.name} gave no reply within {limit_s:g} s") from error
+
+
+def _asked(attempt: Attempt) -> Mapping[str, telemetry.Value | None]:
+    provider, _, model = attempt.spec.model.partition(":")
+    return {
+        telemetry.OPERATION: "chat",
+        telemetry.REQUEST_MODEL: model or attempt.spec.model,
+        telemetry.PROVIDER: provider,
+        telemetry.AGENT_NAME: attempt.spec.name,
+        **stamped(attempt.stamp),
+    }
+
+
+def _answered(turn: ModelTurn) -> Mapping[str, telemetry.Value | None]:
+    usage = turn.usage
+    return {
+        telemetry.RESPONSE_MODEL: turn.model,
+        telemetry.COST_USD: turn.cost_usd,
+        telemetry.RULE_WRITTEN: turn.rule_written,
+        telemetry.INPUT_TOKENS: usage.input_tokens if usage else None,
+        telemetry.OUTPUT_TOKENS: usage.output_tokens if usage else None,
+        telemetry.CACHED_TOKENS: usage.cached_tokens if usage else None,
+        telemetry.REASONING_TOKENS: usage.reasoning_tokens if usage else None,
+        telemetry.PASSED_OVER: len(turn.passed_over) or None,
+    }
+
+
+def stamped(stamp: Stamp | None) -> Mapping[str, telemetry.Value | None]:
+    """What every span of an agent says of it."""
+    if stamp is None:
+        return {}
+    return {
+        telemetry.AGENT_DIGEST: stamp.digest,
+        telemetry.SAFETY: stamp.safety or None,
+        telemetry.SAFETY_DIGEST: stamp.safety_digest or None,
+    }

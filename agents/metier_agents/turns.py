@@ -94,7 +94,7 @@ class ModelTurn(Word):
     cut: bool = False
     passed_over: tuple[PassedOver, ...] = ()
 
-    purpose: Literal["answer", "assessment"] = "answer"
+    purpose: Literal["answer", "assessment", "selection"] = "answer"
     offered: tuple[str, ...] = ()
     asked_again: bool = False
     started_at: float = 0.0
@@ -134,7 +134,8 @@ class Estimate(Word):
 class Valued(Word):
     """An estimate weighed by the code: expected success rate, seconds and own price of the tool, what they come to, and the expected value.
 
-    `trust` is what was left of the stated gain, as the model's earlier predictions came true; 0 to 1.
+    `trust` is what was left of the stated gain, as the model's earlier predictions came true. `right` is how likely the answer is right once the tool
+    ended ok, `own` how likely the model's own one is (None: it gave none), `chance` how likely the value is more than nothing. All 0 to 1.
     """
 
     estimate: Estimate
@@ -144,19 +145,29 @@ class Valued(Word):
     value: float
     cost_usd: float = 0.0
     trust: float = 1.0
+    right: float = 1.0
+    own: float | None = None
+    chance: float = 0.0
 
 
 class Assessed(Word):
-    """The outcome of an assessment. Log only: no model reads it."""
+    """The outcome of an assessment. Log only: no model reads it.
+
+    `own_answer` is what the model would answer without a tool, and `own_confidence` how sure it is, 0 to 1; None where it did not say both.
+    `lot` is the number between 0 and 1 that the call drew: whether it looks at tools that are not worth it goes by that.
+    """
 
     tag: Literal["assessed"] = "assessed"
     tools: tuple[Valued, ...]
+    own_answer: str | None = None
+    own_confidence: float | None = None
+    lot: float = 1.0
 
 
 class Realised(Word):
     """What a tool call was predicted to be worth and what it turned out to be. Log only: no model reads it.
 
-    `gain` is what the model stated, `gained` what came of it.
+    `gain` is what the model stated and `gained` what came of it; both 0 where its own answer was known: `belief` judges by that.
     """
 
     tag: Literal["realised"] = "realised"
@@ -168,8 +179,20 @@ class Realised(Word):
     gained: float = 0.0
 
 
+class Compared(Word):
+    """The answer after tools beside the model's own from before. Log only: no model reads it.
+
+    `keeps_own`: they differ, no tool that worked was worth its call, and so the own answer stands.
+    """
+
+    tag: Literal["compared"] = "compared"
+    agreed: bool
+    keeps_own: bool = False
+
+
 Message = Annotated[
-    System | User | Note | AssessmentWanted | ModelTurn | ToolTurn | Assessed | Realised, Field(discriminator="tag")
+    System | User | Note | AssessmentWanted | ModelTurn | ToolTurn | Assessed | Realised | Compared,
+    Field(discriminator="tag"),
 ]
 History = Sequence[Message]
 _messages: TypeAdapter[list[Message]] = TypeAdapter(list[Message])

@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from metier_agents.purse import Left, Purse
 from metier_agents.spec import AgentSpec
-from metier_agents.turns import Assessed, History, Message, ModelTurn, ToolTurn, Valued, of_kind, spent
+from metier_agents.turns import Assessed, History, Message, ModelTurn, ToolTurn, of_kind
+from metier_agents.wording import read_assessment
 from metier_infra.rows import ToolRecord
 
 
@@ -27,11 +29,14 @@ class View:
         results: whether each tool use of the last turn went well; empty when the last turn is a model's.
         useful: tools that fit the category and may still be offered in this call.
         records: what was measured of the useful tools for this agent and category.
-        assessed: the tools as the last assessment valued them; None before any.
+        assessed: what the last assessment came to; None before any.
         turn_usd: known cost of the last model turn; 0 when unknown.
         refused: uses of tools that were not offered.
         repeats: how often the most repeated identical tool use was made.
+        ping_pong: the last four uses go to and fro between two.
+        malformed: how much of what the model wrote could not be read.
         turns_left, calls_left: what the limits still allow.
+        tokens_left: what the limit on tokens still allows; None: no limit.
         usd_left: what the money limit still allows; None: no limit.
     """
 
@@ -42,21 +47,30 @@ class View:
     results: tuple[bool, ...] = ()
     useful: tuple[str, ...] = ()
     records: Mapping[str, ToolRecord] = field(default_factory=dict[str, ToolRecord])
-    assessed: tuple[Valued, ...] | None = None
+    assessed: Assessed | None = None
     turn_usd: float = 0.0
     refused: int = 0
     repeats: int = 0
+    ping_pong: bool = False
+    malformed: int = 0
     turns_left: int = 8
     calls_left: int = 6
+    tokens_left: int | None = None
     usd_left: float | None = None
 
 
-def see(history: History, spec: AgentSpec, category: str, records: Mapping[str, ToolRecord]) -> View:
-    """The view of a call of `spec` whose message list is `history`."""
+def see(
+    history: History,
+    spec: AgentSpec,
+    category: str,
+    records: Mapping[str, ToolRecord],
+    left: Left | None = None,
+) -> View:
+    """The view of a call of `spec` whose message list is `history`; `left` is what its purse holds (None: it spent what is in the list)."""
+    left = left or _left(history, spec)
     turns, tools = of_kind(history, ModelTurn), of_kind(history, ToolTurn)
     last = turns[-1] if turns else ModelTurn()
     assessments = of_kind(history, Assessed)
-    made = sum(turn.tool_call_id is not None for turn in tools)
     results = _results(history)
     return View(
         turns=len(turns),
@@ -64,16 +78,25 @@ def see(history: History, spec: AgentSpec, category: str, records: Mapping[str, 
         confidence=last.confidence,
         offered=last.offered,
         results=results,
-        useful=_useful(tools, spec, category) if made < spec.limits.tool_calls else (),
+        useful=_useful(tools, spec, category) if left.tool_calls > 0 else (),
         records=records,
-        assessed=assessments[-1].tools if assessments else None,
+        assessed=assessments[-1] if assessments else None,
         turn_usd=last.cost_usd or 0.0,
         refused=sum(use.tool not in turn.offered for turn in turns for use in turn.uses),
-        repeats=_repeats(turns),
+        repeats=max(Counter(_uses(turns)).values(), default=0),
+        ping_pong=_ping_pong(_uses(turns)),
+        malformed=_malformed(turns),
         turns_left=spec.limits.turns - len(turns),
-        calls_left=spec.limits.tool_calls - made,
-        usd_left=None if spec.limits.cost_usd is None else spec.limits.cost_usd - spent(history)[0],
+        calls_left=left.tool_calls,
+        tokens_left=left.tokens,
+        usd_left=left.usd,
     )
+
+
+def _left(history: History, spec: AgentSpec) -> Left:
+    purse = Purse(spec.limits)
+    purse.replay(history)
+    return purse.left
 
 
 def fitting(spec: AgentSpec, category: str) -> tuple[str, ...]:
@@ -97,6 +120,18 @@ def _results(history: Sequence[Message]) -> tuple[bool, ...]:
     return tuple(reversed(found))
 
 
-def _repeats(turns: Sequence[ModelTurn]) -> int:
-    uses = Counter(f"{use.tool} {json.dumps(use.arguments, sort_keys=True)}" for turn in turns for use in turn.uses)
-    return max(uses.values(), default=0)
+def _uses(turns: Sequence[ModelTurn]) -> list[str]:
+    """Each tool use with its arguments, in order."""
+    return [f"{use.tool} {json.dumps(use.arguments, sort_keys=True)}" for turn in turns for use in turn.uses]
+
+
+def _ping_pong(uses: Sequence[str]) -> bool:
+    """Whether the last four uses are two, one after the other and again: A, B, A, B."""
+    last = uses[-4:]
+    return len(last) == 4 and last[:2] == last[2:] and last[0] != last[1]
+
+
+def _malformed(turns: Sequence[ModelTurn]) -> int:
+    """How much of what the model wrote could not be read: arguments of tools, and assessments."""
+    arguments = sum(use.problem is not None for turn in turns for use in turn.uses)
+    return arguments + sum(turn.purpose == "assessment" and not read_assessment(turn.text) for turn in turns)

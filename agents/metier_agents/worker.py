@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import structlog
 
+from metier_agents import explorations
+from metier_agents.attempt import Attempt
 from metier_agents.hands import Hands
-from metier_agents.loop import Loop
 from metier_agents.model import Model
 from metier_agents.retrieval import open_retriever
 from metier_agents.spec import AgentSpec, without_tools
-from metier_agents.turns import spent
+from metier_agents.stamp import stamp
+from metier_agents.telling import Teller
+from metier_agents.trail import stamped
 from metier_infra import service, telemetry
 from metier_infra.bus import Bus, Consumption
-from metier_infra.errors import BadSpec, Held, MetierError, RetryLater, TooLarge, UnknownCall, UnknownEvent
+from metier_infra.errors import BadSpec, Cancelled, Held, MetierError, RetryLater, TooLarge, UnknownCall, UnknownEvent
 from metier_infra.journal import Journal
 from metier_infra.messages import (
     LARGEST,
@@ -36,6 +40,7 @@ from metier_infra.messages import (
     Envelope,
     Event,
     Failure,
+    Stamp,
     tasks_topic,
 )
 from metier_infra.rows import Call
@@ -43,6 +48,16 @@ from metier_tools.lane import ToolLane
 from metier_tools.toolbox import Toolbox
 
 log = structlog.get_logger()
+
+CANCEL_S = 0.5
+"""How often the journal is asked, while calls are in hand, whether one was given up; seconds."""
+
+
+@dataclass(frozen=True)
+class _GivenUp:
+    """Goes with the cancel of a call's work, to tell it from the end of the role."""
+
+    reason: str
 
 
 class AgentWorker:
@@ -56,6 +71,7 @@ class AgentWorker:
         agents: by name; each has its topic and its consumer group.
         open_model: the model of a spec; called once an agent, at the start.
         grant_key: signs each tool call's grant.
+        stamps: under what each agent acts, by name; None: what its spec alone says.
         instance: this process's name; one that survives a restart takes its own calls up at once.
         concurrency: calls in hand at one time, per agent.
         drain_s: how long calls in hand may take to end after `stop`; seconds.
@@ -72,6 +88,7 @@ class AgentWorker:
         open_model: Callable[[AgentSpec], Model],
         grant_key: bytes,
         instance: str,
+        stamps: Mapping[str, Stamp] | None = None,
         concurrency: int = 16,
         drain_s: float = 25.0,
     ) -> None:
@@ -83,8 +100,10 @@ class AgentWorker:
         self._holder = f"{instance}/{'+'.join(sorted(agents))}"
         self._concurrency = concurrency
         self._drain_s = drain_s
+        self._stamps = {name: stamp(spec) for name, spec in agents.items()} | dict(stamps or {})
         self._models: dict[str, Model] = {}
         self._in_hand: set[CallId] = set()
+        self._working: dict[CallId, asyncio.Task[Answer]] = {}
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         """Serve until `stop`, then end what is in hand. `ready` is called once, when every agent's topic is assigned.
@@ -96,14 +115,18 @@ class AgentWorker:
             self._equip(spec)
         await self._journal.calls.release(self._holder)
         serving = self._start_serving(stop, ready)
-        others = [asyncio.create_task(self._renew()), asyncio.create_task(stop.wait())]
+        others = [
+            asyncio.create_task(self._renew()),
+            asyncio.create_task(self._give_up()),
+            asyncio.create_task(stop.wait()),
+        ]
         try:
             await asyncio.wait([*serving, *others], return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait(serving, timeout=self._drain_s if stop.is_set() else 0)
         finally:
             await _end([*serving, *others])
             await self._journal.calls.release(self._holder)
-        _raise_first([*serving, others[0]])
+        _raise_first([*serving, *others[:2]])
 
     def _equip(self, spec: AgentSpec) -> None:
         """Open the agent's model, and make sure that its sources and tools exist; those that are disabled it does not get."""
@@ -153,6 +176,21 @@ class AgentWorker:
             except RetryLater as error:
                 log.warning("claims not renewed", action="renew again", reason=error.code, error=str(error))
 
+    async def _give_up(self) -> None:
+        """End the work on calls that somebody gave up: the model's request and the tool calls end with it."""
+        while True:
+            await asyncio.sleep(CANCEL_S)
+            if not self._working:
+                continue
+            try:
+                given_up = await self._journal.calls.given_up(self._holder)
+            except RetryLater as error:
+                log.warning("cancels not read", action="read again", reason=error.code, error=str(error))
+                continue
+            for call_id, why in given_up.items():
+                if call_id in self._working:
+                    self._working[call_id].cancel(_GivenUp(why))
+
     async def _handle(self, envelope: Envelope[Event], delivery: Delivery) -> None:
         asked = envelope.data
         if not isinstance(asked, CallRequested) or asked.agent not in self._agents:
@@ -161,16 +199,16 @@ class AgentWorker:
             raise Held(f"this worker is already at call {asked.call_id}")
         self._in_hand.add(asked.call_id)
         try:
-            call = await self._claim(asked.call_id)
+            call = await self._claim(asked.call_id, asked.agent)
             with service.processing(envelope, delivery):
                 answered = call if call.answered_at is not None else await self._answer(call)
                 await service.send(self._bus, RUNS, _reply(answered))
         finally:
             self._in_hand.discard(asked.call_id)
 
-    async def _claim(self, call_id: CallId) -> Call:
+    async def _claim(self, call_id: CallId, agent: str) -> Call:
         """The call, claimed, or already answered. Raises `Held` or `UnknownCall`."""
-        claimed = await self._journal.calls.claim(call_id, self._holder)
+        claimed = await self._journal.calls.claim(call_id, self._holder, self._stamps[agent])
         if claimed is not None:
             return claimed
         stored = await self._journal.calls.get(call_id)
@@ -183,11 +221,11 @@ class AgentWorker:
     async def _answer(self, call: Call) -> Call:
         """Work on the call and record what came of it; the recorded winner."""
         spec = self._agents[call.agent]
-        loop = self._loop(call, spec)
+        attempt = self._attempt(call, spec)
         with telemetry.span(telemetry.invoke_agent(spec.name), attributes=_attributes(call, spec)) as span:
             failure: Failure | None = None
             try:
-                answer = _fitting(await loop.run())
+                answer = _fitting(await self._work(attempt))
                 span.set({telemetry.COST_USD: answer.cost_usd})
                 return await self._journal.calls.answer(call.call_id, answer=answer, cost_usd=answer.cost_usd)
             except RetryLater:
@@ -199,11 +237,30 @@ class AgentWorker:
                 log.exception("agent broke", action="fail the call", call_id=call.call_id, agent=spec.name)
             span.fail(failure.code)
             log.warning("call failed", action="record the failure", call_id=call.call_id, **failure.model_dump())
-            return await self._journal.calls.answer(call.call_id, failure=failure, cost_usd=spent(loop.history)[0])
+            return await self._journal.calls.answer(call.call_id, failure=failure, cost_usd=attempt.purse.usd)
 
-    def _loop(self, call: Call, spec: AgentSpec) -> Loop:
+    async def _work(self, attempt: Attempt) -> Answer:
+        """The answer of a call, unless it is given up. Raises `Cancelled` then, and as `explorations.answer` does."""
+        call = attempt.call
+        if call.cancelled is not None:
+            raise Cancelled(f"the call was cancelled: {call.cancelled}")
+        work = self._working[call.call_id] = asyncio.create_task(explorations.answer(attempt))
+        try:
+            return await work
+        except asyncio.CancelledError as error:
+            why = error.args[0] if error.args else None
+            if isinstance(why, _GivenUp):
+                raise Cancelled(f"the call was cancelled: {why.reason}") from error
+            raise
+        finally:
+            del self._working[call.call_id]
+            work.cancel()
+
+    def _attempt(self, call: Call, spec: AgentSpec) -> Attempt:
         deadline = min(call.deadline, (call.claimed_at or time.time()) + spec.limits.timeout_s)
-        return Loop(call, spec, self._models[spec.name], self._journal, self._hands, deadline)
+        stamp = self._stamps[spec.name]
+        teller = Teller(self._bus, call, stamp) if spec.stream else None
+        return Attempt(call, spec, self._models[spec.name], self._journal, self._hands, deadline, stamp, teller=teller)
 
 
 def _fitting(answer: Answer) -> Answer:
@@ -215,8 +272,9 @@ def _fitting(answer: Answer) -> Answer:
 
 
 def _reply(call: Call) -> Envelope[CallAnswered]:
+    told = call.model_dump(include={"run_id", "call_id", "answer", "failure", "stamp"})
     return Envelope(
-        CallAnswered(run_id=call.run_id, call_id=call.call_id, answer=call.answer, failure=call.failure),
+        CallAnswered.model_validate(told),
         id=f"{call.call_id}/answered",
         source=f"/metier/agents/{call.agent}",
         key=call.run_id,
@@ -227,7 +285,7 @@ def _attributes(call: Call, spec: AgentSpec) -> dict[str, telemetry.Value | None
     return {
         telemetry.OPERATION: "invoke_agent",
         telemetry.AGENT_NAME: spec.name,
-        telemetry.AGENT_DIGEST: spec.digest,
+        **stamped(call.stamp),
         telemetry.POLICY: spec.policy.kind,
         telemetry.CONVERSATION_ID: call.run_id,
         telemetry.RUN_ID: call.run_id,

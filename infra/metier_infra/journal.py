@@ -10,16 +10,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metier_infra.calls import Calls
 from metier_infra.database import Database, Statement
-from metier_infra.messages import Answer, CallId, Decision, Failure, RunId, ToolCallId
+from metier_infra.messages import CallId, Decision, Failure, RunId, ToolCallId
 from metier_infra.rows import (
     HALF_LIFE,
-    Call,
     Run,
     Step,
     ToolCallRow,
     ToolRecord,
-    call_of,
     run_of,
     tool_call_of,
     weigh_record,
@@ -150,92 +149,6 @@ class Runs:
         return [run_of(row) for row in rows]
 
 
-class Calls:
-    """Calls: recorded before they are sent, claimed before they are worked on, answered once."""
-
-    def __init__(self, db: Database, lease_s: float) -> None:
-        self._db = db
-        self._lease_s = lease_s
-
-    async def request(self, call: Call) -> Call:
-        """Record the call unless it is recorded; what is stored, with its answer if there is one."""
-        stored = await self._db.write(
-            Statement(
-                "INSERT INTO calls (call_id, run_id, agent, task, deadline, requested_at)"
-                " VALUES (:call_id, :run_id, :agent, :task, :deadline, :now) ON CONFLICT (call_id) DO NOTHING RETURNING *",
-                {
-                    **call.model_dump(include={"call_id", "run_id", "agent", "deadline"}),
-                    "task": call.task.model_dump_json(),
-                },
-            )
-        )
-        return call_of(stored[0][0]) if stored[0] else await self._get(call.call_id)
-
-    async def _get(self, call_id: CallId) -> Call:
-        rows = await self._db.read("SELECT * FROM calls WHERE call_id = :call_id", {"call_id": call_id})
-        return call_of(rows[0])
-
-    async def get(self, call_id: CallId) -> Call | None:
-        """The call, or None when it was never recorded."""
-        rows = await self._db.read("SELECT * FROM calls WHERE call_id = :call_id", {"call_id": call_id})
-        return call_of(rows[0]) if rows else None
-
-    async def claim(self, call_id: CallId, holder: str) -> Call | None:
-        """Take the call for `holder`, counting the attempt; None when another live holder has it, or it is answered."""
-        rows = await self._db.write(
-            Statement(
-                "UPDATE calls SET holder = :holder, attempt = attempt + 1, held_until = :now + :ttl, claimed_at = coalesce(claimed_at, :now)"
-                " WHERE call_id = :call_id AND answered_at IS NULL AND (holder = :holder OR held_until < :now) RETURNING *",
-                {"call_id": call_id, "holder": holder, "ttl": self._lease_s},
-            )
-        )
-        return call_of(rows[0][0]) if rows[0] else None
-
-    async def renew(self, holder: str) -> None:
-        """Keep every open claim of `holder` alive."""
-        await self._db.write(
-            Statement(
-                "UPDATE calls SET held_until = :now + :ttl WHERE holder = :holder AND answered_at IS NULL AND held_until > 0",
-                {"holder": holder, "ttl": self._lease_s},
-            )
-        )
-
-    async def release(self, holder: str, call_id: CallId | None = None) -> None:
-        """Give up one open claim of `holder`, or all of them."""
-        await self._db.write(
-            Statement(
-                "UPDATE calls SET held_until = 0, holder = NULL WHERE holder = :holder AND answered_at IS NULL"
-                " AND (call_id = :call_id OR :all = 1)",
-                {"holder": holder, "call_id": call_id or "", "all": int(call_id is None)},
-            )
-        )
-
-    async def answer(
-        self, call_id: CallId, *, answer: Answer | None = None, failure: Failure | None = None, cost_usd: float = 0.0
-    ) -> Call:
-        """Record the result; the first one wins, and it is the winner that is returned."""
-        won = await self._db.write(
-            Statement(
-                "UPDATE calls SET answer = :answer, failure = :failure, cost_usd = :cost_usd, answered_at = :now"
-                " WHERE call_id = :call_id AND answered_at IS NULL RETURNING *",
-                {
-                    "call_id": call_id,
-                    "answer": answer.model_dump_json() if answer else None,
-                    "failure": failure.model_dump_json() if failure else None,
-                    "cost_usd": cost_usd,
-                },
-            )
-        )
-        return call_of(won[0][0]) if won[0] else await self._get(call_id)
-
-    async def of_run(self, run_id: RunId) -> Sequence[Call]:
-        """The run's calls, in the order in which they were requested."""
-        rows = await self._db.read(
-            "SELECT * FROM calls WHERE run_id = :run_id ORDER BY requested_at, call_id", {"run_id": run_id}
-        )
-        return [call_of(row) for row in rows]
-
-
 class Steps:
     """The trajectory of each call, step by step, so that a restart goes on where the last recorded step ended."""
 
@@ -304,6 +217,12 @@ class Tools:
         )
         return tool_call_of(won[0][0]) if won[0] else await self._get(tool_call_id)
 
+    async def compare(self, tool_call_ids: Sequence[ToolCallId], *, agreed: bool, own_confidence: float) -> None:
+        """Keep whether the answer that came of these calls agreed with the model's own from before, of which it was so sure (0 to 1)."""
+        facts = {"agreed": int(agreed), "own_confidence": own_confidence}
+        sql = "UPDATE tool_calls SET agreed = :agreed, own_confidence = :own_confidence WHERE tool_call_id = :id"
+        await self._db.write(*(Statement(sql, {**facts, "id": one}) for one in tool_call_ids))
+
     async def _get(self, tool_call_id: ToolCallId) -> ToolCallRow:
         rows = await self._db.read("SELECT * FROM tool_calls WHERE tool_call_id = :id", {"id": tool_call_id})
         return tool_call_of(rows[0])
@@ -323,7 +242,7 @@ class Tools:
         Calls that ended count, good or bad; refused ones do not: the tool never ran.
         """
         rows = await self._db.read(
-            "SELECT ok, wall_ms, cost_usd FROM tool_calls WHERE agent = :agent AND category = :category AND tool = :tool"
+            "SELECT ok, wall_ms, cost_usd, agreed, own_confidence FROM tool_calls WHERE agent = :agent AND category = :category AND tool = :tool"
             " AND finished_at IS NOT NULL AND coalesce(status, '') <> 'refused'"
             " ORDER BY finished_at DESC, tool_call_id LIMIT :last",
             {"agent": agent, "category": category, "tool": tool, "last": last},

@@ -86,7 +86,7 @@ class Answer(Word):
     """What an agent answered: the comparable `text`, how sure it is (0 to 1, or None), and what it took.
 
     Money is USD; where `cost_known` is false, some price was not known and `cost_usd` is a lower bound. `model_turns` and `tool_calls`
-    are counts; `stopped` says why the loop ended. An agent that answers from sources says its `claims`, the `conflicts` between sources,
+    are counts; `stopped` says why the loop ended. Of several `explorations`, `agreement` is the share that gave this answer, and `selected_by` says what chose it. An agent that answers from sources says its `claims`, the `conflicts` between sources,
     and what stays `unresolved`; every quote was found in its source.
     """
 
@@ -100,6 +100,9 @@ class Answer(Word):
     tool_calls: int = 0
     cost_usd: float = 0.0
     cost_known: bool = True
+    explorations: int = 1
+    agreement: float | None = None
+    selected_by: str = ""
     claims: tuple[Claim, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     unresolved: tuple[str, ...] = ()
@@ -197,6 +200,23 @@ class CallAnswered(Event):
     stamp: Stamp | None = None
 
 
+class TextWritten(Event):
+    """A piece of what an agent's model writes, as it comes; not checked yet, and no answer.
+
+    The pieces of one model request have its `step` and `attempt` and are numbered from 0; the last is -1. Those of a later attempt take the place of those before.
+    """
+
+    TYPE: ClassVar[str] = "io.metier.text.written.v1"
+    run_id: RunId
+    call_id: CallId
+    agent: str
+    step: int
+    attempt: int
+    piece: int
+    text: str
+    stamp: Stamp | None = None
+
+
 class DecisionMade(Event):
     """A workflow chose whom to ask."""
 
@@ -243,6 +263,7 @@ EVENTS: Mapping[str, type[Event]] = {
         RunAccepted,
         CallRequested,
         CallAnswered,
+        TextWritten,
         DecisionMade,
         RunStarted,
         RunSucceeded,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from metier_infra.database import Row
-from metier_infra.messages import Answer, CallId, Failure, RunFailed, RunId, RunSucceeded, Task, ToolCallId, Word
+from metier_infra.messages import Answer, CallId, Failure, RunFailed, RunId, RunSucceeded, Stamp, Task, ToolCallId, Word
 
 RunStatus = Literal["accepted", "running", "succeeded", "failed"]
 
@@ -60,7 +61,10 @@ class Run(Word):
 
 
 class Call(Word):
-    """One request to an agent: outbox for the run that asks, inbox for the answer. `attempt` counts claims."""
+    """One request to an agent: outbox for the run that asks, inbox for the answer.
+
+    `attempt` counts claims, `stamp` is what the last one worked under; `cancelled` says why the call was given up.
+    """
 
     call_id: CallId
     run_id: RunId
@@ -72,6 +76,8 @@ class Call(Word):
     answer: Answer | None = None
     failure: Failure | None = None
     cost_usd: float = 0.0
+    stamp: Stamp | None = None
+    cancelled: str | None = None
     requested_at: float = 0.0
     claimed_at: float | None = None
     answered_at: float | None = None
@@ -116,7 +122,9 @@ class ToolRecord:
     """What was measured of a tool for one agent and category, each call weighing less than the one after it.
 
     `n` calls were looked at; `ok` and `failed` are the sums of their weights. Latencies are seconds, over good and failed calls: both were waited for.
-    None: nothing was measured. `cost_usd` is the tool's own price, over the calls that told one.
+    None: nothing was measured. `cost_usd` is the tool's own price, over the calls that told one. Of good calls whose answer was compared with the
+    model's own from before, `agreed` is the weight of those that agreed, and `differed` has that of the others by the confidence in that own answer,
+    which is rounded to a hundredth.
     """
 
     n: int = 0
@@ -125,6 +133,8 @@ class ToolRecord:
     latency_p50_s: float | None = None
     latency_p90_s: float | None = None
     cost_usd: float | None = None
+    agreed: float = 0.0
+    differed: tuple[tuple[float, float], ...] = ()
 
     @property
     def weight(self) -> float:
@@ -154,7 +164,16 @@ def weigh_record(rows: Sequence[Row], half_life: float) -> ToolRecord:
         latency_p50_s=_quantile(times, 0.5),
         latency_p90_s=_quantile(times, 0.9),
         cost_usd=sum(cost * weight for cost, weight in costs) / sum(weight for _, weight in costs) if costs else None,
+        agreed=sum(weight for row, weight in weighed if row["agreed"]),
+        differed=_differed([(float(row["own_confidence"]), weight) for row, weight in weighed if row["agreed"] == 0]),
     )
+
+
+def _differed(weighed: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    found: defaultdict[float, float] = defaultdict(float)
+    for confidence, weight in weighed:
+        found[round(confidence, 2)] += weight
+    return tuple(sorted(found.items()))
 
 
 def _quantile(weighed: Sequence[tuple[float, float]], share: float) -> float | None:
@@ -167,7 +186,7 @@ def _quantile(weighed: Sequence[tuple[float, float]], share: float) -> float | N
 
 
 _RUN_JSON = ("input", "result", "failure")
-_CALL_JSON = ("task", "answer", "failure")
+_CALL_JSON = ("task", "answer", "failure", "stamp")
 _TOOL_JSON = ("arguments", "result")
 
 

@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -31,6 +32,7 @@ from metier_infra.settings import (
     JournalSettings,
     KafkaSettings,
     LaneSettings,
+    ModelSettings,
     RoleSettings,
     SandboxSettings,
     ToolSettings,
@@ -40,6 +42,7 @@ from metier_infra.settings import (
 )
 
 if TYPE_CHECKING:
+    from metier_agents.buckets import Buckets
     from metier_agents.model import Model
     from metier_agents.spec import AgentSpec
     from metier_infra.kafka_topics import TopicChange
@@ -65,6 +68,7 @@ class Config:
     lane: LaneSettings
     sandbox: SandboxSettings
     tools: ToolSettings
+    models: ModelSettings
     role: RoleSettings
 
     @property
@@ -90,6 +94,7 @@ def configure() -> Config:
         load(LaneSettings),
         load(SandboxSettings),
         load(ToolSettings),
+        load(ModelSettings),
         load(RoleSettings),
     )
 
@@ -196,9 +201,11 @@ def _agent_name(variable: str, specs: Mapping[str, object]) -> str:
 
 def cards(specs: Mapping[str, AgentSpec]) -> dict[str, AgentCard]:
     """What workflows may know of the agents."""
+    from metier_agents.stamp import stamp
+
     return {
         name: AgentCard(
-            name=name, model=spec.model, policy=spec.policy.kind, skills=dict(spec.skills), digest=spec.digest
+            name=name, model=spec.model, policy=spec.policy.kind, skills=dict(spec.skills), stamp=stamp(spec)
         )
         for name, spec in specs.items()
     }
@@ -209,11 +216,32 @@ def recordings_path() -> Path:
     return Path(str(resources.files("metier.examples") / "data" / "zeroeval.jsonl.gz"))
 
 
-def open_models(specs: Iterable[AgentSpec]) -> dict[str, Model]:
-    """Every agent's model, by the agent's name: recorded, scripted, or any that LangChain knows. Raises `AskOperator`s."""
-    from metier_agents.models import open_model
+def open_models(config: Config, specs: Iterable[AgentSpec], buckets: Buckets) -> dict[str, Model]:
+    """Every agent's model, by the agent's name, with its fallbacks, prices and limits (`metier_agents.models`). Raises `AskOperator`s."""
+    from metier_agents.model_table import read_known
+    from metier_agents.models import Shop, open_model
 
-    return {spec.name: open_model(spec.model, recordings=recordings_path()) for spec in specs}
+    shop = Shop(read_known(config.models.models), buckets, partial(open_model, recordings=recordings_path()))
+    return {spec.name: shop.model_of(spec) for spec in specs}
+
+
+def open_buckets(config: Config) -> Buckets:
+    """Where rate limits are kept. Nothing is connected before the first request that falls under one. Raises `AskOperator`s."""
+    if not config.distributed:
+        from metier_agents.buckets import MemoryBuckets
+
+        return MemoryBuckets()
+    if config.models.limits_in == "journal":
+        from metier_agents.journal_buckets import JournalBuckets
+
+        return JournalBuckets(lambda: open_database(config, BRIEF, size=2))
+    if config.lane.redis_url is None:
+        raise MissingService(
+            "METIER_REDIS_URL is not set: agent workers share their rate limits there, unless METIER_LIMITS_IN is journal"
+        )
+    from metier_agents.redis_buckets import RedisBuckets
+
+    return RedisBuckets(config.lane.redis_url.get_secret_value(), namespace=config.lane.lane_namespace)
 
 
 def grant_key(config: Config) -> bytes:

@@ -91,8 +91,10 @@ async def agents(config: Config, names: Sequence[str], stop: asyncio.Event) -> N
     for name in set(names) - specs.keys():
         raise UnknownAgent(f"no agent is called {name!r}; there are: {', '.join(sorted(specs))}")
     served = {name: specs[name] for name in names}
-    opened = compose.open_models(served.values())
+    buckets = compose.open_buckets(config)
+    opened = compose.open_models(config, served.values(), buckets)
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(buckets.close)
         journal = await compose.open_journal(config)
         stack.push_async_callback(journal.db.close)
         bus = compose.open_bus(config, "agent")
@@ -156,7 +158,7 @@ async def embedded(
 
     alone = compose.standalone(config)
     specs = compose.agent_specs(alone, models)
-    opened = compose.open_models(specs.values())
+    opened = compose.open_models(alone, specs.values(), compose.open_buckets(alone))
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
         db = RetryingDatabase(SqliteDatabase(journal or alone.journal.sqlite_path), compose.PATIENT)

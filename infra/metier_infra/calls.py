@@ -1,0 +1,121 @@
+"""The journal's calls: outbox for the runs that ask, inbox for their answers. `journal` puts it beside its other parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from metier_infra.database import Database, Statement
+from metier_infra.messages import Answer, CallId, Failure, RunId, Stamp
+from metier_infra.rows import Call, call_of
+
+
+class Calls:
+    """Calls: recorded before they are sent, claimed before they are worked on, answered once."""
+
+    def __init__(self, db: Database, lease_s: float) -> None:
+        self._db = db
+        self._lease_s = lease_s
+
+    async def request(self, call: Call) -> Call:
+        """Record the call unless it is recorded; what is stored, with its answer if there is one."""
+        stored = await self._db.write(
+            Statement(
+                "INSERT INTO calls (call_id, run_id, agent, task, deadline, requested_at)"
+                " VALUES (:call_id, :run_id, :agent, :task, :deadline, :now) ON CONFLICT (call_id) DO NOTHING RETURNING *",
+                {
+                    **call.model_dump(include={"call_id", "run_id", "agent", "deadline"}),
+                    "task": call.task.model_dump_json(),
+                },
+            )
+        )
+        return call_of(stored[0][0]) if stored[0] else await self._get(call.call_id)
+
+    async def _get(self, call_id: CallId) -> Call:
+        rows = await self._db.read("SELECT * FROM calls WHERE call_id = :call_id", {"call_id": call_id})
+        return call_of(rows[0])
+
+    async def get(self, call_id: CallId) -> Call | None:
+        """The call, or None when it was never recorded."""
+        rows = await self._db.read("SELECT * FROM calls WHERE call_id = :call_id", {"call_id": call_id})
+        return call_of(rows[0]) if rows else None
+
+    async def claim(self, call_id: CallId, holder: str, stamp: Stamp | None = None) -> Call | None:
+        """Take the call for `holder`, counting the attempt; None when another live holder has it, or it is answered.
+
+        `stamp` is what it is worked on under; that of the last attempt is kept.
+        """
+        rows = await self._db.write(
+            Statement(
+                "UPDATE calls SET holder = :holder, attempt = attempt + 1, held_until = :now + :ttl, claimed_at = coalesce(claimed_at, :now),"
+                " stamp = :stamp WHERE call_id = :call_id AND answered_at IS NULL AND (holder = :holder OR held_until < :now) RETURNING *",
+                {
+                    "call_id": call_id,
+                    "holder": holder,
+                    "ttl": self._lease_s,
+                    "stamp": stamp.model_dump_json() if stamp else None,
+                },
+            )
+        )
+        return call_of(rows[0][0]) if rows[0] else None
+
+    async def renew(self, holder: str) -> None:
+        """Keep every open claim of `holder` alive."""
+        await self._db.write(
+            Statement(
+                "UPDATE calls SET held_until = :now + :ttl WHERE holder = :holder AND answered_at IS NULL AND held_until > 0",
+                {"holder": holder, "ttl": self._lease_s},
+            )
+        )
+
+    async def release(self, holder: str, call_id: CallId | None = None) -> None:
+        """Give up one open claim of `holder`, or all of them."""
+        await self._db.write(
+            Statement(
+                "UPDATE calls SET held_until = 0, holder = NULL WHERE holder = :holder AND answered_at IS NULL"
+                " AND (call_id = :call_id OR :all = 1)",
+                {"holder": holder, "call_id": call_id or "", "all": int(call_id is None)},
+            )
+        )
+
+    async def answer(
+        self, call_id: CallId, *, answer: Answer | None = None, failure: Failure | None = None, cost_usd: float = 0.0
+    ) -> Call:
+        """Record the result; the first one wins, and it is the winner that is returned."""
+        won = await self._db.write(
+            Statement(
+                "UPDATE calls SET answer = :answer, failure = :failure, cost_usd = :cost_usd, answered_at = :now"
+                " WHERE call_id = :call_id AND answered_at IS NULL RETURNING *",
+                {
+                    "call_id": call_id,
+                    "answer": answer.model_dump_json() if answer else None,
+                    "failure": failure.model_dump_json() if failure else None,
+                    "cost_usd": cost_usd,
+                },
+            )
+        )
+        return call_of(won[0][0]) if won[0] else await self._get(call_id)
+
+    async def cancel(self, call_id: CallId, why: str) -> bool:
+        """Give the call up, unless it is answered; whether it was given up. Its worker ends what it is doing and answers that it was cancelled."""
+        rows = await self._db.write(
+            Statement(
+                "UPDATE calls SET cancelled = coalesce(cancelled, :why) WHERE call_id = :call_id AND answered_at IS NULL RETURNING call_id",
+                {"call_id": call_id, "why": why},
+            )
+        )
+        return bool(rows[0])
+
+    async def given_up(self, holder: str) -> Mapping[CallId, str]:
+        """The calls that `holder` works on and that were cancelled, and why."""
+        rows = await self._db.read(
+            "SELECT call_id, cancelled FROM calls WHERE holder = :holder AND answered_at IS NULL AND cancelled IS NOT NULL",
+            {"holder": holder},
+        )
+        return {CallId(row["call_id"]): row["cancelled"] for row in rows}
+
+    async def of_run(self, run_id: RunId) -> Sequence[Call]:
+        """The run's calls, in the order in which they were requested."""
+        rows = await self._db.read(
+            "SELECT * FROM calls WHERE run_id = :run_id ORDER BY requested_at, call_id", {"run_id": run_id}
+        )
+        return [call_of(row) for row in rows]
