@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -9,22 +10,31 @@ from typing import Any
 
 import pytest
 
-from metier_agents.attempt import Attempt
+from metier_agents.attempt import Attempt, Estimate
 from metier_agents.hands import Hands
 from metier_agents.loop import Loop
 from metier_agents.model import ScriptedModel
+from metier_agents.purse import Need
 from metier_agents.spec import AgentSpec
 from metier_agents.testing import Reply, ScriptedLane
-from metier_agents.turns import Assessed, ModelTurn, Realised, ToolTurn, ToolUse, load, of_kind
+from metier_agents.turns import Assessed, History, ModelTurn, Realised, ToolTurn, ToolUse, load, of_kind
 from metier_infra.database import Params, Row, Statement, migrate
-from metier_infra.errors import DeadlineMissed, EngineGone, LaneGone, LimitReached, ModelBusy, ModelFailed
+from metier_infra.errors import (
+    DeadlineMissed,
+    EngineGone,
+    LaneGone,
+    LimitReached,
+    ModelBusy,
+    ModelFailed,
+    ModelMalformed,
+)
 from metier_infra.journal import Journal
 from metier_infra.messages import Answer, CallId, RunId, Task
 from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_tools.builtin import BUILTIN
 from metier_tools.grant import verify
-from metier_tools.tool import ToolCall, ToolResult
+from metier_tools.tool import ToolCall, ToolResult, ToolSpec
 
 KEY = b"k" * 32
 CALL = CallId("c" * 32)
@@ -70,7 +80,9 @@ class Bench:
     journal: Journal
     lane: ScriptedLane = field(default_factory=lambda: ScriptedLane(lambda _: OK))
 
-    async def attempt(self, spec: AgentSpec, model: ScriptedModel, deadline: float | None = None) -> Answer:
+    async def attempt(
+        self, spec: AgentSpec, model: ScriptedModel, deadline: float | None = None, need: Need | None = None
+    ) -> Answer:
         """One more try at the call, as the worker makes it."""
         until = deadline or time.time() + 30
         task = Task(text="6*7?", category="code")
@@ -79,7 +91,8 @@ class Bench:
         )
         call = await self.journal.calls.claim(CALL, "me")
         assert call is not None
-        return await Loop(Attempt(call, spec, model, self.journal, self.hands, until)).run()
+        attempt = Attempt(call, spec, model, self.journal, self.hands, until, estimate=_always(need or Need(0)))
+        return await Loop(attempt).run()
 
     @property
     def hands(self) -> Hands:
@@ -92,6 +105,13 @@ class Bench:
 
     async def messages(self) -> list[Any]:
         return [message for step in await self.journal.steps.of_call(CALL) for message in load(step.body)]
+
+
+def _always(need: Need) -> Estimate:
+    def estimate(history: History, tools: Sequence[ToolSpec], output_tokens: int) -> Need:
+        return need
+
+    return estimate
 
 
 @pytest.fixture
@@ -330,3 +350,72 @@ async def test_a_lane_that_stays_away_ends_with_the_deadline(bench: Bench) -> No
     bench.replies(LaneGone("no runner"))
     with pytest.raises(DeadlineMissed, match=r"the call of python.*no runner"):
         await bench.attempt(agent("collaborative"), ScriptedModel([uses("1")]), time.time() + 0.4)
+
+
+async def test_a_call_that_goes_to_and_fro_between_two_uses_is_stopped(bench: Bench) -> None:
+    model = ScriptedModel([uses("1"), uses("2"), uses("1"), uses("2"), says("5")])
+    with pytest.raises(LimitReached, match="ping_pong"):
+        await bench.attempt(agent("collaborative", turns=20, tool_calls=20), model)
+    assert (len(model.asked), len(bench.lane.calls)) == (4, 4)
+
+
+async def test_a_call_that_only_comes_back_to_a_use_once_goes_on(bench: Bench) -> None:
+    model = ScriptedModel([uses("1"), uses("2"), uses("1"), uses("3"), says("5")])
+    assert (await bench.attempt(agent("collaborative", turns=20, tool_calls=20), model)).text == "5"
+
+
+async def test_what_cannot_be_read_for_the_third_time_is_a_typed_failure(bench: Bench) -> None:
+    bad = ModelTurn(uses=(ToolUse(id="u", tool="python", problem="Expecting value"),), cost_usd=0.01)
+    model = ScriptedModel([bad, bad, bad, says("5")])
+    with pytest.raises(ModelMalformed, match=r"third time.*arguments of python: Expecting value"):
+        await bench.attempt(agent("collaborative", turns=20), model)
+    assert (len(model.asked), bench.lane.calls) == (3, [])
+
+
+async def test_a_request_that_takes_too_long_is_given_up_made_again_and_marked(bench: Bench) -> None:
+    model = Sleepy([says("5")])
+    found = await bench.attempt(agent("autonomous", request_s=0.05), model)
+    assert (found.text, model.slept) == ("5", 1)
+    turn = next(message for message in await bench.messages() if isinstance(message, ModelTurn))
+    assert turn.asked_again
+
+
+class Sleepy(ScriptedModel):
+    """Its first request never ends by itself."""
+
+    slept = 0
+
+    async def ask(self, messages: Any, **asked: Any) -> ModelTurn:
+        if not self.slept:
+            self.slept += 1
+            await asyncio.Event().wait()
+        return await super().ask(messages, **asked)
+
+
+async def test_a_request_that_was_answered_busy_is_not_marked_as_billed_twice(bench: Bench) -> None:
+    await bench.attempt(agent("autonomous"), ScriptedModel([says("5")], errors=[ModelBusy("429", after_s=0.01)]))
+    turn = next(message for message in await bench.messages() if isinstance(message, ModelTurn))
+    assert not turn.asked_again
+
+
+async def test_the_token_limit_stops_before_the_request_that_might_pass_it(bench: Bench) -> None:
+    usage = {"input_tokens": 30, "output_tokens": 20}
+    model = ScriptedModel([says("1", 0.1, usage=usage), says("2", 0.1, usage=usage)])
+    found = await bench.attempt(agent("autonomous", tokens=90), model, need=Need(50))
+    assert (found.text, found.stopped, len(model.asked)) == ("1", "token_limit", 1)
+
+
+async def test_a_reply_without_usage_counts_as_what_was_set_aside_and_says_so(bench: Bench) -> None:
+    await bench.attempt(agent("autonomous", tokens=90), ScriptedModel([says("1")]), need=Need(50))
+    turn = next(message for message in await bench.messages() if isinstance(message, ModelTurn))
+    assert turn.usage is not None
+    assert (turn.usage.input_tokens, turn.usage.estimated) == (50, True)
+
+
+async def test_the_model_is_told_how_much_it_may_write_and_how_hard_to_think(bench: Bench) -> None:
+    spec = AgentSpec.model_validate(
+        {**agent("autonomous", output_tokens=77).model_dump(), "reasoning": {"kind": "plain", "effort": "high"}}
+    )
+    model = ScriptedModel([says("1")])
+    await bench.attempt(spec, model)
+    assert (model.asked[0].options.output_tokens, model.asked[0].options.effort) == (77, "high")

@@ -16,6 +16,7 @@ import pytest
 
 from metier_agents.model import Model, ScriptedModel
 from metier_agents.spec import AgentSpec
+from metier_agents.stamp import stamp
 from metier_agents.testing import ScriptedLane
 from metier_agents.turns import ModelTurn, ToolUse
 from metier_agents.worker import AgentWorker
@@ -26,6 +27,7 @@ from metier_infra.errors import BadSettings, BadSpec, GrantRefused, JournalGone,
 from metier_infra.journal import Journal
 from metier_infra.messages import (
     DEAD_LETTERS,
+    EVENTS_TOPIC,
     RUNS,
     CallAnswered,
     CallId,
@@ -35,6 +37,7 @@ from metier_infra.messages import (
     RunAccepted,
     RunId,
     Task,
+    TextWritten,
     decode,
     encode,
     stable_id,
@@ -43,7 +46,7 @@ from metier_infra.messages import (
 from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_tools.builtin import BUILTIN
-from metier_tools.tool import ToolResult
+from metier_tools.tool import ToolCall, ToolResult
 
 RUN = RunId("r" * 32)
 ANSWER = ModelTurn(text="ANSWER: 42\nCONFIDENCE: 0.9", cost_usd=0.01)
@@ -407,3 +410,126 @@ async def test_a_tool_that_does_not_exist_ends_the_role_at_its_start(house: Hous
     spec = AgentSpec.model_validate({**AGENT.model_dump(), "tools": [{"name": "telepathy"}]})
     with pytest.raises(BadSpec, match="the agent solver names a tool 'telepathy'"):
         await house.worker(ScriptedModel([]), spec=spec).run(asyncio.Event(), lambda: None)
+
+
+class HangingModel(ScriptedModel):
+    """Never answers, and says when its request is ended."""
+
+    def __init__(self) -> None:
+        super().__init__([ANSWER])
+        self.started, self.ended = asyncio.Event(), asyncio.Event()
+
+    async def ask(
+        self, messages: Any, *, tools: Any, tool_choice: Any, deadline: float, options: Any = None
+    ) -> ModelTurn:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+        raise AssertionError
+
+
+async def test_a_cancel_reaches_the_running_model_request_and_the_call_ends_typed(house: House) -> None:
+    call_id, model = await house.ask(1), HangingModel()
+    async with working(house.worker(model)):
+        await model.started.wait()
+        assert await house.journal.calls.cancel(call_id, "the user closed the page")
+        (event,) = await house.answers(1)
+    assert model.ended.is_set()
+    assert event.data.failure is not None
+    assert (event.data.failure.code, event.data.answer) == ("cancelled", None)
+    assert "the user closed the page" in event.data.failure.message
+
+
+async def test_a_cancel_reaches_the_running_tool_call(house: House) -> None:
+    lane = house.lane = HangingLane()
+    call_id = await house.ask(1)
+    unsure = ModelTurn(text="ANSWER: 41\nCONFIDENCE: 0.1", cost_usd=0.01)
+    async with working(house.worker(ScriptedModel([unsure, CALLS_PYTHON]))):
+        await lane.started.wait()
+        await house.journal.calls.cancel(call_id, "too dear")
+        (event,) = await house.answers(1)
+    assert lane.ended.is_set()
+    assert event.data.failure is not None
+    assert event.data.failure.code == "cancelled"
+    stored = await house.journal.calls.get(call_id)
+    assert stored is not None
+    assert stored.cost_usd == 0.02
+
+
+class HangingLane(ScriptedLane):
+    """Never returns a result, and says when its call is ended."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: ToolResult(status="ok"))
+        self.started, self.ended = asyncio.Event(), asyncio.Event()
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+        raise AssertionError
+
+
+async def test_a_call_that_was_cancelled_before_anybody_took_it_asks_no_model(house: House) -> None:
+    call_id, model = await house.ask(1), ScriptedModel([ANSWER])
+    await house.journal.calls.cancel(call_id, "changed my mind")
+    async with working(house.worker(model)):
+        (event,) = await house.answers(1)
+    assert event.data.failure is not None
+    assert (event.data.failure.code, model.asked) == ("cancelled", [])
+
+
+async def test_a_call_that_is_answered_can_no_longer_be_cancelled(house: House) -> None:
+    call_id = await house.ask(1)
+    async with working(house.worker(ScriptedModel([ANSWER]))):
+        await house.answers(1)
+    assert not await house.journal.calls.cancel(call_id, "late")
+
+
+async def test_a_cancel_ends_one_call_and_no_other(house: House) -> None:
+    first, model = await house.ask(1), SlowModel()
+    async with working(house.worker(model)):
+        await model.started.wait()
+        await house.ask(2)
+        await house.journal.calls.cancel(first, "just this one")
+        await house.answers(1)
+        model.go.set()
+        ended = await house.answers(2)
+    assert [event.data.failure.code if event.data.failure else "answered" for event in ended] == [
+        "cancelled",
+        "answered",
+    ]
+
+
+async def test_the_stamp_of_the_agent_is_on_the_answer_and_on_the_call(house: House) -> None:
+    call_id = await house.ask(1)
+    async with working(house.worker(ScriptedModel([ANSWER]))):
+        (event,) = await house.answers(1)
+    assert event.data.stamp == stamp(AGENT)
+    stored = await house.journal.calls.get(call_id)
+    assert stored is not None
+    assert stored.stamp == stamp(AGENT)
+
+
+async def test_an_agent_that_streams_tells_what_its_model_writes_before_the_answer(house: House) -> None:
+    await house.ask(1)
+    streams = AgentSpec.model_validate({**AGENT.model_dump(), "stream": True})
+    async with working(house.worker(ScriptedModel([ANSWER]), spec=streams)):
+        (told,) = await house.read(EVENTS_TOPIC, 1)
+        (event,) = await house.answers(1)
+    data = decode(told).data
+    assert isinstance(data, TextWritten)
+    assert (data.text, data.piece, data.stamp) == (ANSWER.text, -1, stamp(streams))
+    assert event.data.answer is not None
+
+
+async def test_an_agent_that_does_not_stream_tells_nothing(house: House) -> None:
+    await house.ask(1)
+    model = ScriptedModel([ANSWER])
+    async with working(house.worker(model)):
+        await house.answers(1)
+    assert model.asked[0].options.on_text is None

@@ -81,6 +81,10 @@ class Purse:
         """What the request came to in the end."""
         self._spend(turn)
 
+    def lose(self, need: Need) -> None:
+        """A request that may have been billed, and whose answer was lost, counts as what was set aside for it."""
+        self.tokens, self.usd = self.tokens + need.tokens, self.usd + (need.usd or 0.0)
+
     @contextmanager
     def calling(self, wanted: int) -> Generator[int]:
         """Set aside up to `wanted` tool calls, which are made inside; how many they may be. `settle_calls` keeps those that were made."""

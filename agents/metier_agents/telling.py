@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 EVERY_S = 0.1
 """What is written within this time is told in one event; seconds."""
+LAST_S = 2.0
+"""How long an answer waits for what is still to be told of it; seconds."""
 
 
 class Teller:
@@ -37,21 +39,24 @@ class Teller:
         """Tell the pieces that are handed to what it yields, until the request for step `step` has ended."""
         self._requests[step] += 1
         written: list[str] = []
-        teller = asyncio.create_task(self._tell(step, self._requests[step], written))
+        ended = asyncio.Event()
+        teller = asyncio.create_task(self._tell(step, self._requests[step], written, ended))
         try:
             yield written.append
+            ended.set()
+            await asyncio.wait([teller], timeout=LAST_S)
         finally:
             teller.cancel()
-            await asyncio.wait([teller])
-        await self._send(step, self._requests[step], -1, written)
 
-    async def _tell(self, step: int, request: int, written: list[str]) -> None:
+    async def _tell(self, step: int, request: int, written: list[str], ended: asyncio.Event) -> None:
         piece = 0
-        while True:
-            await asyncio.sleep(EVERY_S)
-            if written:
+        while not ended.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), EVERY_S)
+            if written and not ended.is_set():
                 await self._send(step, request, piece, written)
                 piece += 1
+        await self._send(step, request, -1, written)
 
     async def _send(self, step: int, request: int, piece: int, written: list[str]) -> None:
         """Send what was written since the last time; piece -1 is the last one of its request."""

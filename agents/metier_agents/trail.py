@@ -19,6 +19,7 @@ from metier_agents.attempt import Attempt
 from metier_agents.model import Options
 from metier_agents.patience import until
 from metier_agents.policy import ToolChoice
+from metier_agents.purse import Need
 from metier_agents.turns import Message, ModelTurn, Usage
 from metier_infra import telemetry
 from metier_infra.errors import ModelBusy
@@ -80,10 +81,15 @@ class Trail:
         need = attempt.estimate(self.history, tools, limits.output_tokens)
 
         async def request() -> ModelTurn:
-            return await self._request(purpose, tools, choice, form)
+            with attempt.purse.reserved(need):
+                try:
+                    return await self._request(purpose, tools, choice, form)
+                except ModelBusy as error:
+                    self.resumed = self.resumed or error.maybe_billed
+                    attempt.purse.lose(need if error.maybe_billed else Need(0))
+                    raise
 
-        with attempt.purse.reserved(need):
-            turn = await until(attempt.deadline, f"a request to {attempt.model.name}", request)
+        turn = await until(attempt.deadline, f"a request to {attempt.model.name}", request)
         again, self.resumed = self.resumed, False
         if turn.usage is None and limits.tokens is not None:
             turn = turn.model_copy(update={"usage": Usage(input_tokens=need.tokens, output_tokens=0, estimated=True)})
@@ -124,7 +130,7 @@ async def _bounded(attempt: Attempt) -> AsyncGenerator[None]:
         async with asyncio.timeout(limit_s):
             yield
     except TimeoutError as error:
-        raise ModelBusy(f"{attempt.model.name} gave no reply within {limit_s:g} s") from error
+        raise ModelBusy(f"{attempt.model.name} gave no reply within {limit_s:g} s", maybe_billed=True) from error
 
 
 def _asked(attempt: Attempt) -> Mapping[str, telemetry.Value | None]:

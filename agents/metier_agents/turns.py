@@ -79,7 +79,7 @@ class ModelTurn(Word):
 
     `model` is the one that replied and `passed_over` those before it in the chain of fallbacks. `refused`: the model, or its provider's filter, declined
     to answer. `cut`: the reply ended at its longest. `cost_usd` is None where the price is not known. `rule_written`: a fixed rule wrote the turn, not the model (recorded models).
-    `offered`: the tools that were bound. `asked_again`: a request was in flight at a crash, so it may be billed twice.
+    `offered`: the tools that were bound. `asked_again`: the same request was in flight before, at a crash or a cut, so it may be billed twice.
     Times are seconds since the epoch.
     """
 

@@ -10,6 +10,7 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── LaneGone            no tool runner took or answered the call
     │   ├── EngineGone          the Docker engine does not answer
     │   ├── ModelBusy           rate limit, overload or cut connection of a model provider
+    │   │   └── CircuitOpen         the model was away again and again, and is not asked for a while
     │   └── Held                another worker holds this call just now
     ├── BuryRecord          this record can never be handled: to the dead letters, with its bytes
     │   ├── Undecodable         not a CloudEvent, or its data does not fit its type
@@ -85,7 +86,18 @@ class EngineGone(RetryLater):
 
 
 class ModelBusy(RetryLater):
-    """The model's provider is overloaded, limits the rate, or cut the connection."""
+    """The model's provider is overloaded, limits the rate, or cut the connection.
+
+    `maybe_billed`: the request had reached the provider, which may have answered and charged for it.
+    """
+
+    def __init__(self, message: str, *, after_s: float | None = None, maybe_billed: bool = False) -> None:
+        super().__init__(message, after_s=after_s)
+        self.maybe_billed = maybe_billed
+
+
+class CircuitOpen(ModelBusy):
+    """The model was busy or away so often in a row that it is not asked before `after_s`; no request was made."""
 
 
 class Held(RetryLater):

@@ -1,0 +1,107 @@
+"""What a model writes, told as it comes, through the real worker on the in-memory bus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from metier_agents import telling
+from metier_agents.model import ScriptedModel
+from metier_agents.turns import ModelTurn
+from metier_infra.bus import MemoryBus
+from metier_infra.errors import BusGone, ModelBusy
+from metier_infra.messages import (
+    EVENTS_TOPIC,
+    CallId,
+    Delivery,
+    Record,
+    RunId,
+    Stamp,
+    Task,
+    TextWritten,
+    decode,
+)
+from metier_infra.rows import Call
+
+CALL = Call(call_id=CallId("c"), run_id=RunId("r"), agent="a", task=Task(text="t"), deadline=2e9, attempt=1)
+STAMP = Stamp(agent="a", digest="d")
+
+
+class Kept(MemoryBus):
+    """A bus that shows what was published, and whose broker is away while `away`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[Record] = []
+        self.away = False
+        self.heard = asyncio.Event()
+
+    async def publish(self, *records: Record) -> None:
+        if self.away:
+            raise BusGone("no broker")
+        self.records += records
+        self.heard.set()
+        await super().publish(*records)
+
+    @property
+    def told(self) -> list[TextWritten]:
+        found = [decode(Delivery(one.topic, 0, 0, one.key, one.value, one.headers)).data for one in self.records]
+        return [one for one in found if isinstance(one, TextWritten)]
+
+
+@pytest.fixture
+async def bus() -> AsyncIterator[Kept]:
+    kept = Kept()
+    yield kept
+    await kept.close()
+
+
+async def test_the_pieces_of_a_request_come_in_order_and_the_last_is_marked(bus: Kept) -> None:
+    async with telling.Teller(bus, CALL, STAMP).telling(3) as say:
+        say("Once ")
+        say("upon ")
+        await bus.heard.wait()
+        say("a time")
+    assert "".join(one.text for one in bus.told) == "Once upon a time"
+    assert [one.piece for one in bus.told] == [0, -1]
+    assert {(one.step, one.attempt, one.stamp) for one in bus.told} == {(3, 1, STAMP)}
+    assert {record.topic for record in bus.records} == {EVENTS_TOPIC}
+    assert {record.key for record in bus.records} == {b"r"}
+
+
+async def test_a_request_that_is_made_again_tells_under_a_higher_attempt_and_other_ids(bus: Kept) -> None:
+    teller = telling.Teller(bus, CALL, STAMP)
+    with suppress(ModelBusy):
+        async with teller.telling(0) as say:
+            say("half an ans")
+            await bus.heard.wait()
+            raise ModelBusy("cut")
+    async with teller.telling(0) as say:
+        say("a whole answer")
+    assert [(one.attempt, one.piece, one.text) for one in bus.told] == [
+        (1, 0, "half an ans"),
+        (2, -1, "a whole answer"),
+    ]
+    ids = [dict(record.headers)["ce_id"] for record in bus.records]
+    assert len(set(ids)) == len(ids)
+
+
+async def test_a_broker_that_is_away_costs_pieces_and_not_the_answer(bus: Kept) -> None:
+    bus.away = True
+    async with telling.Teller(bus, CALL, STAMP).telling(0) as say:
+        say("nobody hears this")
+    assert bus.records == []
+
+
+async def test_a_scripted_model_writes_its_text_where_somebody_listens() -> None:
+    from metier_agents.model import Options
+
+    heard: list[str] = []
+    model = ScriptedModel([ModelTurn(text="hello")])
+    asked: Any = {"tools": (), "tool_choice": "none", "deadline": 2e9}
+    await model.ask([], **asked, options=Options(on_text=heard.append))
+    assert heard == ["hello"]
