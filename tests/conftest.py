@@ -9,12 +9,14 @@ import io
 import os
 import secrets
 import subprocess
+import sys
 import tarfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
+import httpx2
 import psycopg
 import pytest
 import structlog
@@ -129,6 +131,26 @@ async def bus(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[B
             bus = KafkaBus(request.getfixturevalue("topics"), client="metier-tests")
         after.push_async_callback(bus.close)
         yield bus
+
+
+@pytest.fixture(scope="session")
+def aimock_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the public mock server of providers' wire formats: one process for all tests."""
+    program, empty = Path(__file__).parents[1] / "infra/local/aimock.py", tmp_path_factory.mktemp("aimock")
+    words = [sys.executable, str(program), "--port", "0", "--fixtures", str(empty)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        found = next((line for line in server.stdout if "listening on" in line), "")
+        assert found, "the mock server did not start"
+        yield found.split()[-1]
+        server.kill()
+
+
+@pytest.fixture
+def aimock(aimock_server: str) -> str:
+    """The same address, with nothing left of other tests: no fixtures, an empty journal."""
+    httpx2.post(f"{aimock_server}/__aimock/reset").raise_for_status()
+    return aimock_server
 
 
 @pytest.fixture

@@ -46,9 +46,10 @@ def test_a_model_for_an_agent_that_is_not_there_is_refused(monkeypatch: pytest.M
 
 
 def test_models_open_before_anything_else_starts() -> None:
-    specs = compose.agent_specs(compose.configure(), {"coder": "cohere:command"})
+    config = compose.configure()
+    specs = compose.agent_specs(config, {"coder": "cohere:command"})
     with pytest.raises(MissingPackage):
-        compose.open_models(specs.values())
+        compose.open_models(config, specs.values(), compose.open_buckets(config))
 
 
 def test_a_grant_key_is_asked_for_where_it_must_be_shared_and_drawn_where_not() -> None:

@@ -7,7 +7,7 @@ import pytest
 from metier_infra.errors import GrantRefused
 from metier_infra.messages import CallId, RunId, ToolCallId
 from metier_tools import grant
-from metier_tools.tool import FileRef, ToolCall
+from metier_tools.tool import FileRef, Hold, ToolCall
 
 KEY = b"the key that agents and runners share"
 NOW = 1_000_000.0
@@ -25,6 +25,7 @@ def signed(*, key: bytes = KEY) -> ToolCall:
         arguments={"n": [1, 2.5, None], "code": "print(1)"},
         files={"in.csv": FILE},
         take=("out.csv", "log"),
+        hold=Hold(profile="strict@1", egress=("a.test",)),
         deadline=NOW + 30,
         timeout_s=5,
         grant="",
@@ -59,11 +60,17 @@ def test_a_grant_lets_its_own_call_through_also_after_it_travelled() -> None:
         {"take": ()},
         {"take": ("log", "out.csv")},
         {"take": ("out.csv", "log", "key")},
+        {"hold": None},
+        {"hold": Hold(egress=("a.test",))},
+        {"hold": Hold(profile="strict@2", egress=("a.test",))},
+        {"hold": Hold(profile="strict@1")},
+        {"hold": Hold(profile="strict@1", egress=("a.test", "b.test"))},
+        {"hold": Hold(profile="strict@1", egress=("a.test",), functions=True)},
         {"grant": ""},
-        {"grant": "v3"},
-        {"grant": "v2:00"},
+        {"grant": "v4"},
         {"grant": "v3:00"},
-        {"grant": "v3:ü"},
+        {"grant": "v4:00"},
+        {"grant": "v4:ü"},
         {"nonce": "another"},
     ],
     ids=str,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -20,13 +22,16 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field
 
-from metier_agents.langchain_model import LangChainModel, render, translate
+from metier_agents.langchain_errors import translate
+from metier_agents.langchain_model import LangChainModel
+from metier_agents.langchain_prompt import render
 from metier_agents.models import open_model
 from metier_agents.turns import Assessed, Message, ModelTurn, Note, System, ToolTurn, ToolUse, Usage, User
 from metier_infra.errors import BadSettings, BadSpec, MetierError, MissingPackage, ModelBusy, ModelFailed
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult
 
+REPOSITORY = Path(__file__).parents[1]
 PYTHON = BUILTIN.specs(["python"])
 USE = ToolUse(id="u1", tool="python", arguments={"code": "1"})
 TRAJECTORY: list[Message] = [
@@ -99,7 +104,7 @@ async def test_parallel_and_malformed_tool_uses_are_read() -> None:
     assert [(use.id, use.arguments, use.problem) for use in turn.uses] == [
         ("id1", {"code": "1"}, None),
         ("id2", {"code": "2"}, None),
-        ("bad-0-0", {}, "not JSON"),
+        ("bad-0-2", {}, "not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
     ]
 
 
@@ -139,6 +144,26 @@ def test_a_trajectory_is_rendered_as_text_where_no_tool_is_bound() -> None:
     assert isinstance(tool, HumanMessage)
 
 
+def test_a_turn_in_which_nothing_was_said_is_not_sent() -> None:
+    for as_calls in (True, False):
+        assert len(render([User(text="q"), ModelTurn(text="", cut=True), Note(text="n")], as_calls=as_calls)) == 2
+
+
+async def test_more_uses_of_tools_than_anybody_needs_are_left_out() -> None:
+    calls = [{"name": "python", "args": {"code": str(n)}, "id": f"id{n}", "type": "tool_call"} for n in range(100)]
+    fake, _ = model(AIMessage("", tool_calls=calls))
+    turn = await fake.ask([User(text="q")], tools=PYTHON, tool_choice="auto", deadline=time.time() + 5)
+    assert [use.id for use in turn.uses] == [f"id{n}" for n in range(64)]
+
+
+def test_a_vendor_does_not_print_what_it_could_not_read() -> None:
+    program = (
+        "import metier_agents.langchain_model, warnings; warnings.warn('Pydantic serializer warnings:\\n  content')"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stderr == ""
+
+
 # ---- errors
 
 REQUEST = httpx2.Request("POST", "https://example.test")
@@ -174,6 +199,8 @@ class Named(Exception):
         (httpx2.RemoteProtocolError("cut"), ModelBusy),
         (httpx2.ReadError("cut"), ModelBusy),
         (ConnectionResetError("cut"), ModelBusy),
+        (httpx2.HTTPStatusError("Mistral's", request=REQUEST, response=response(503)), ModelBusy),
+        (httpx2.HTTPStatusError("Mistral's", request=REQUEST, response=response(401)), BadSettings),
         (Named(503), ModelBusy),
         (Named(400), ModelFailed),
         (ValueError("odd"), ModelFailed),
@@ -223,16 +250,29 @@ def test_a_missing_package_of_an_extra_is_named() -> None:
         "import sys\n"
         "from metier_agents.models import open_model\n"
         "from metier_infra.errors import MissingPackage\n"
-        "sys.modules['langchain'] = None\n"
+        "sys.modules['langchain_openai'] = None\n"
         "try:\n    open_model('openai:gpt-5')\nexcept MissingPackage as error:\n    print(error)\n"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout == "the model openai:gpt-5 needs a provider's package: pip install 'metier[openai]'\n"
 
 
-def test_a_missing_package_of_another_provider_is_named() -> None:
-    with pytest.raises(MissingPackage, match="langchain-groq"):
-        open_model("groq:x")
+@pytest.mark.parametrize(
+    ("provider", "extra"),
+    [("groq", "groq"), ("google_genai", "google-genai"), ("mistralai", "mistralai"), ("ollama", "ollama")],
+)
+def test_a_missing_package_of_another_provider_is_named_by_the_extra_that_installs_it(
+    provider: str, extra: str
+) -> None:
+    with pytest.raises(MissingPackage) as caught:
+        open_model(f"{provider}:x")
+    assert str(caught.value).endswith(f"needs a provider's package: pip install 'metier[{extra}]'")
+    assert extra in tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def test_a_missing_package_of_a_provider_without_an_extra_is_named() -> None:
+    with pytest.raises(MissingPackage, match="langchain-cohere"):
+        open_model("cohere:x")
 
 
 def test_an_unknown_provider_is_refused() -> None:

@@ -13,10 +13,11 @@ import pytest
 from metier_agents.attempt import Attempt, Estimate
 from metier_agents.hands import Hands
 from metier_agents.loop import Loop
-from metier_agents.model import ScriptedModel
+from metier_agents.model import Model, ScriptedModel
 from metier_agents.purse import Need
 from metier_agents.spec import AgentSpec
 from metier_agents.testing import Reply, ScriptedLane
+from metier_agents.timed import Timed
 from metier_agents.turns import Assessed, History, ModelTurn, Realised, ToolTurn, ToolUse, load, of_kind
 from metier_infra.database import Params, Row, Statement, migrate
 from metier_infra.errors import (
@@ -81,7 +82,7 @@ class Bench:
     lane: ScriptedLane = field(default_factory=lambda: ScriptedLane(lambda _: OK))
 
     async def attempt(
-        self, spec: AgentSpec, model: ScriptedModel, deadline: float | None = None, need: Need | None = None
+        self, spec: AgentSpec, model: Model, deadline: float | None = None, need: Need | None = None
     ) -> Answer:
         """One more try at the call, as the worker makes it."""
         until = deadline or time.time() + 30
@@ -374,7 +375,7 @@ async def test_what_cannot_be_read_for_the_third_time_is_a_typed_failure(bench: 
 
 async def test_a_request_that_takes_too_long_is_given_up_made_again_and_marked(bench: Bench) -> None:
     model = Sleepy([says("5")])
-    found = await bench.attempt(agent("autonomous", request_s=0.05), model)
+    found = await bench.attempt(agent("autonomous"), Timed(model, 0.05))
     assert (found.text, model.slept) == ("5", 1)
     turn = next(message for message in await bench.messages() if isinstance(message, ModelTurn))
     assert turn.asked_again

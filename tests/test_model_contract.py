@@ -1,15 +1,17 @@
-"""The model port's contract over every adapter: scripted, recorded, and LangChain on its own fake chat model.
+"""The model port's contract over every adapter: scripted, recorded, LangChain on its own fake chat model, and on each wire format.
 
-Not here: live providers and their wire formats.
+Not here: what each wire format has of its own (`test_wire_formats`, `wire.test_edges`), and live providers.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
@@ -59,8 +61,42 @@ def langchain(*, calls: bool) -> Model:
     return LangChainModel(BindableChat(messages=iter([wished, AIMessage(ANSWER)])), "fake:model")
 
 
+def wire(model: str) -> Callable[..., Model]:
+    """The real adapter, asking the mock server."""
+
+    def make(*, calls: bool) -> Model:
+        url = os.environ["ANTHROPIC_BASE_URL"]
+        wished = (
+            {"toolCalls": [{"id": "1", "name": "python", "arguments": {"code": "1"}}]} if calls else {"content": ANSWER}
+        )
+        said = [
+            {"match": {"turnIndex": 0}, "response": wished},
+            {"match": {"turnIndex": 1}, "response": {"content": ANSWER}},
+        ]
+        httpx2.post(f"{url}/__aimock/fixtures", json={"fixtures": said}).raise_for_status()
+        return open_model(model)
+
+    make.__name__ = model
+    return make
+
+
+@pytest.fixture
+def mocked(aimock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every provider is the mock server."""
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{aimock}/v1")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", aimock)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
+
+
 Maker = Callable[..., Model]
-models = pytest.mark.parametrize("make", [scripted, recorded, langchain])
+WIRES = [wire("openai:gpt-5"), wire("openai-responses:gpt-5"), wire("anthropic:claude-opus-4-7")]
+
+
+def models(test: Callable[..., object]) -> Callable[..., object]:
+    """The test over all of them, in one event loop: LangChain keeps one HTTP client per address, and that its loop."""
+    each = pytest.mark.parametrize("make", [scripted, recorded, langchain, *WIRES])
+    return pytest.mark.asyncio(loop_scope="module")(pytest.mark.usefixtures("mocked")(each(test)))
 
 
 async def ask(model: Model, messages: Sequence[Message], choice: ToolChoice = "none") -> ModelTurn:

@@ -17,10 +17,11 @@ from pydantic import JsonValue
 from metier_infra.errors import BadSpec
 from metier_tools import json_schema, pins
 from metier_tools.builtin import BUILTIN, PYTHON
+from metier_tools.declare import usual_risk
 from metier_tools.json_schema import problem_of_schema, refusal_of
 from metier_tools.pins import accept, approve, enable, judge, load_pins, server_tools, write_pins
 from metier_tools.profile import STRICT, Profile
-from metier_tools.tool import ToolSpec
+from metier_tools.tool import Kind, ToolSpec
 from metier_tools.tool_kinds import ServerFile
 from metier_tools.toolbox import ServerTool
 
@@ -61,6 +62,7 @@ def object_of(**properties: JsonValue) -> dict[str, JsonValue]:
         (spec(also={}), "its output schema or hints (also) changed"),
         (spec(also={"annotations": {"readOnlyHint": 1}}), "its output schema or hints (also) changed"),
         (spec(kind="command"), "its kind changed"),
+        (spec(risk="read"), "its risk class changed"),
         (spec(name="git__blame"), "its name changed"),
         (spec(description="x", parameters={}), "its description and parameters changed"),
     ],
@@ -72,6 +74,29 @@ def test_drift_of_each_part_is_named(now: ToolSpec, says: str) -> None:
     assert not says or sentence.endswith(
         f"since it was approved; look at `metier tools list`, then `metier tools approve {now.name}`"
     )
+
+
+@pytest.mark.parametrize("kind", ["code", "command", "mcp", "function"])
+def test_an_approval_from_before_there_were_risk_classes_means_the_usual_one(kind: Kind) -> None:
+    now = spec(kind=kind, risk=usual_risk(kind))
+    before = approve({}, [now])[now.name].model_copy(update={"risk": None})
+    assert judge(now, before) == ""
+    assert judge(spec(kind=kind, risk="read"), before).startswith("its risk class changed")
+
+
+def test_what_a_server_file_says_of_risk_holds_once_it_is_approved_and_what_the_server_hints_never_does() -> None:
+    mild = SERVER.model_copy(update={"risk": "write", "risks": {"log": "read"}})
+    approved = approve({}, [SPEC, spec(name="git__blame")], "git")
+    assert [tool.spec.risk for tool in server_tools(SERVER, approved, STRICT)] == ["destructive", "destructive"]
+    assert not any(tool.disabled for tool in server_tools(SERVER, approved, STRICT))
+    blame, log = server_tools(mild, approved, STRICT)
+    assert (blame.spec.risk, log.spec.risk) == ("write", "read")
+    assert blame.disabled.startswith("its risk class changed since it was approved")
+    assert log.disabled.startswith("its risk class changed since it was approved")
+    again = approve(approved, [spec(risk="read"), spec(name="git__blame", risk="write")], "git")
+    assert not any(tool.disabled for tool in server_tools(mild, again, STRICT))
+    assert all(tool.disabled for tool in server_tools(SERVER, again, STRICT))
+    assert log.spec.digest == SPEC.digest
 
 
 def test_what_was_never_approved_is_disabled_and_what_was_is_not() -> None:

@@ -9,10 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metier_agents import appraisal, wording
+from metier_agents.belief import EARNED, believe
+from metier_agents.comparing import LONGEST, same
+from metier_agents.outcome import conclude
 from metier_agents.policy import Answer, Assess, Move, Offer, Stop, Think, decide
 from metier_agents.spec import AgentSpec, Autonomous, Collaborative, MetaReasoned, Policy
 from metier_agents.turns import (
+    Assessed,
     AssessmentWanted,
+    Compared,
     Estimate,
     Message,
     ModelTurn,
@@ -24,8 +29,10 @@ from metier_agents.turns import (
     Valued,
     dump,
     load,
+    of_kind,
 )
 from metier_agents.view import View, see
+from metier_infra.messages import CallId
 from metier_infra.rows import ToolRecord, weigh_record
 from metier_tools.tool import ToolResult
 
@@ -42,6 +49,10 @@ FAILED = replace(USED, results=(False,))
 
 def valued(gain: float, tool: str = "python", noise: float = 0.05) -> Valued:
     return appraisal.weigh(META, Estimate(tool=tool, gain=gain, noise=noise), None, 0.0)
+
+
+def assessed(*tools: Valued, lot: float = 1.0, sure: float | None = None) -> Assessed:
+    return Assessed(tools=tools, lot=lot, own_answer=None if sure is None else "41", own_confidence=sure)
 
 
 @pytest.mark.parametrize(
@@ -86,14 +97,14 @@ def test_collaborative(view: View, move: Move) -> None:
     [
         (FRESH, Assess(PY)),
         (replace(FRESH, useful=()), Think()),
-        (replace(FRESH, turns=1, assessed=(valued(0.5),)), Offer(PY, "auto", wording.SOLVE)),
-        (replace(FRESH, turns=1, assessed=(valued(0.0),)), Think(wording.SOLVE)),
-        (replace(FRESH, turns=1, assessed=()), Think(wording.SOLVE)),
-        (replace(USED, assessed=(valued(0.5),)), Think(wording.AFTER_TOOLS)),
-        (replace(FAILED, assessed=(valued(0.5),)), Offer(PY, "auto", wording.FAILED)),
-        (replace(FAILED, assessed=(valued(0.5),), useful=()), Think(wording.AFTER_TOOLS)),
-        (replace(ANSWERED, assessed=(valued(0.5),)), Answer()),
-        (replace(ANSWERED, offered=PY, assessed=(valued(0.5),)), Answer()),
+        (replace(FRESH, turns=1, assessed=assessed(valued(0.5))), Offer(PY, "auto", wording.SOLVE)),
+        (replace(FRESH, turns=1, assessed=assessed(valued(0.0))), Think(wording.SOLVE)),
+        (replace(FRESH, turns=1, assessed=assessed()), Think(wording.SOLVE)),
+        (replace(USED, assessed=assessed(valued(0.5))), Think(wording.AFTER_TOOLS)),
+        (replace(FAILED, assessed=assessed(valued(0.5))), Offer(PY, "auto", wording.FAILED)),
+        (replace(FAILED, assessed=assessed(valued(0.5)), useful=()), Think(wording.AFTER_TOOLS)),
+        (replace(ANSWERED, assessed=assessed(valued(0.5))), Answer()),
+        (replace(ANSWERED, offered=PY, assessed=assessed(valued(0.5))), Answer()),
     ],
     ids=["assess", "no tool", "worth", "not worth", "silent", "used", "again", "withdrawn", "answered", "declined"],
 )
@@ -101,9 +112,52 @@ def test_meta_reasoned(view: View, move: Move) -> None:
     assert decide(META, view) == move
 
 
+POOR, BARREN = valued(0.02), valued(0.0)
+
+
+@pytest.mark.parametrize(
+    ("tool", "lot", "explore", "offers"),
+    [
+        (POOR, 0.049, 0.05, True),
+        (POOR, 0.5, 0.05, False),
+        (POOR, 0.049, 0.0, False),
+        (POOR, 0.99, 1.0, True),
+        (BARREN, 0.0, 1.0, False),
+    ],
+    ids=["drawn", "not drawn", "never", "always", "nothing expected"],
+)
+def test_a_tool_that_is_not_worth_it_is_looked_at_in_a_share_of_calls(
+    tool: Valued, lot: float, explore: float, offers: bool
+) -> None:
+    policy = META.model_copy(update={"explore": explore})
+    assert tool.value <= 0
+    for view, note in ((FRESH, wording.SOLVE), (FAILED, wording.FAILED)):
+        move = decide(policy, replace(view, turns=1, assessed=assessed(tool, lot=lot, sure=0.9)))
+        assert isinstance(move, Offer) is offers
+        assert not offers or move == Offer(PY, "auto", note)
+
+
+def test_a_tool_is_looked_at_as_often_as_it_may_be_worth_it_after_all() -> None:
+    doubtful = ToolRecord(12, 8.0, 4.0, 0.1, 0.1, None, 2.0, ((0.8, 6.0),))
+    weighed = appraisal.weigh(META, Estimate(tool="python", gain=0.2, noise=0.05), doubtful, 0.0, 1.0, 0.8)
+    assert weighed.value <= 0
+    assert 0.05 < weighed.chance < 0.6
+    for lot, offers in ((weighed.chance - 0.01, True), (weighed.chance + 0.01, False)):
+        view = replace(FRESH, turns=1, assessed=assessed(weighed, lot=lot, sure=0.8), records={"python": doubtful})
+        assert isinstance(decide(META, view), Offer) is offers
+
+
+def test_lots_are_even_and_always_the_same_for_the_same_call() -> None:
+    lots = [appraisal.lot(CallId(f"c{n}")) for n in range(2000)]
+    assert lots == [appraisal.lot(CallId(f"c{n}")) for n in range(2000)]
+    assert all(0 <= one < 1 for one in lots)
+    assert sum(one < 0.05 for one in lots) == pytest.approx(100, abs=40)
+    assert sum(one < 0.5 for one in lots) == pytest.approx(1000, abs=100)
+
+
 def test_meta_reasoned_offers_the_best_tool_first_and_leaves_the_others_out() -> None:
-    assessed = (valued(0.2, "shell"), valued(0.6, "python"), valued(0.01, "search"))
-    view = View(turns=1, useful=("python", "shell", "search"), assessed=assessed)
+    found = assessed(valued(0.2, "shell"), valued(0.6, "python"), valued(0.01, "search"))
+    view = View(turns=1, useful=("python", "shell", "search"), assessed=found)
     assert decide(META, view) == Offer(("python", "shell"), "auto", wording.SOLVE)
 
 
@@ -116,14 +170,14 @@ def measured(ok: float, failed: float, seconds: float, cost_usd: float | None = 
     [
         (None, True),
         (measured(50, 0, 0.1), True),
-        (measured(0, 50, 0.1), False),
+        (measured(0, 50, 1.0), False),
         (measured(50, 0, 60.0), False),
     ],
     ids=["unmeasured", "works", "broken", "slow"],
 )
 def test_meta_reasoned_believes_what_was_measured(record: ToolRecord | None, offers: bool) -> None:
     records = {"python": record} if record else {}
-    move = decide(META, View(turns=1, useful=PY, assessed=(valued(0.15),), records=records))
+    move = decide(META, View(turns=1, useful=PY, assessed=assessed(valued(0.15)), records=records))
     assert isinstance(move, Offer) is offers
 
 
@@ -155,7 +209,8 @@ views = st.builds(
     offered=st.sampled_from([(), PY]),
     results=st.lists(st.booleans(), max_size=3).map(tuple),
     useful=st.sampled_from([(), PY, ("python", "shell")]),
-    assessed=st.none() | st.lists(st.floats(0, 1).map(valued), max_size=2).map(tuple),
+    assessed=st.none()
+    | st.builds(assessed, st.floats(0, 1).map(valued), lot=st.floats(0, 1), sure=st.none() | st.floats(0, 1)),
     refused=st.integers(0, 3),
     repeats=st.integers(0, 4),
     turns_left=st.integers(0, 8),
@@ -184,10 +239,11 @@ PRICED = MetaReasoned.model_validate(
 )
 
 
-def test_worth_is_gain_times_success_minus_noise_minus_price() -> None:
-    found = appraisal.weigh(PRICED, Estimate(tool="python", gain=0.5, noise=0.1), measured(5, 1, 2.0), 0.02)
+def test_worth_is_what_a_right_tool_adds_less_what_one_that_misleads_takes_and_the_price() -> None:
+    found = appraisal.weigh(PRICED, Estimate(tool="python", gain=0.6, noise=0.1), measured(5, 1, 2.0), 0.02)
     assert (found.success, found.seconds, found.price) == (6 / 8, 2.0, pytest.approx(0.06))
-    assert found.value == pytest.approx(0.5 * 0.75 - 0.1 - 0.06)
+    assert found.right == pytest.approx(0.9, abs=0.1)
+    assert found.value == pytest.approx(0.75 * (found.right * 0.6 - (1 - found.right) * 0.4) - 0.06)
 
 
 @pytest.mark.parametrize(
@@ -277,11 +333,10 @@ def test_trust_comes_back_as_misses_are_forgotten() -> None:
 
 
 def test_what_a_model_predicted_falsely_shrinks_its_gain_and_may_end_the_offer() -> None:
-    said = ModelTurn(text='{"python": {"gain": 0.1, "noise": 0.05}}')
-    for pairs, offers in (((), True), (judged(*[MISS] * 8), False)):
-        (assessed,) = appraisal.assess(META, said, PY, WHOLE, pairs)
-        assert assessed.tools[0].value == pytest.approx(0.1 * assessed.tools[0].trust - 0.05 - 0.002, abs=1e-5)
-        move = decide(META, View(turns=1, useful=PY, assessed=assessed.tools, records=WHOLE))
+    said = ModelTurn(text='{"python": {"gain": 0.3, "noise": 0.05}}')
+    for pairs, offers in (((), True), (judged(*[MISS] * 12), False)):
+        (found,) = appraisal.assess(META, said, PY, WHOLE, pairs)
+        move = decide(META, View(turns=1, useful=PY, assessed=found, records=WHOLE))
         assert isinstance(move, Offer) is offers
 
 
@@ -292,17 +347,199 @@ def test_a_price_that_the_model_states_is_read_and_paid() -> None:
     assert unsaid.cost_usd is None
 
 
+OWN = '"own_answer": "41", "own_confidence": 0.4, '
+SAID = '{%s"python": {"gain": 0.6, "noise": 0.1, "cost_usd": 0.05}}'
+
+
+def answered(text: str, own: str = OWN, status: str = "ok") -> list[Message]:
+    """A call under the meta-reasoned policy: assessed, one tool call that ended so, answered."""
+    said = ModelTurn(text=SAID % own, purpose="assessment")
+    called = ModelTurn(uses=(USE,), offered=PY)
+    found = appraisal.assess(PRICED, said, PY, {})
+    return [User(text="u"), said, *found, called, tool_turn(status), ModelTurn(text=text, cost_usd=0.02)]
+
+
+WEIGHS = AgentSpec.model_validate(
+    {
+        "name": "a",
+        "model": "scripted:x",
+        "policy": {**PRICED.model_dump()},
+        "tools": [{"name": "python"}],
+    }
+)
+PRICE = 2.0 * (0.05 + 0.02)
+
+
 @pytest.mark.parametrize(
     ("status", "counted", "gained"),
-    [("ok", True, 0.5), ("error", True, 0.0), ("timeout", True, 0.0), ("refused", False, 0.0)],
+    [("ok", True, 0.6), ("error", True, 0.0), ("timeout", True, 0.0), ("refused", False, 0.0)],
 )
 def test_what_a_call_was_worth_is_judged_unless_the_tool_never_ran(status: str, counted: bool, gained: float) -> None:
-    said = ModelTurn(text='{"python": {"gain": 0.5, "noise": 0.1, "cost_usd": 0.05}}')
-    (assessed,) = appraisal.assess(PRICED, said, PY, {})
-    found = appraisal.realise(PRICED, [assessed], [tool_turn(status)], 0.02)
-    assert [(one.predicted, one.realised, one.gain, one.gained) for one in found] == [
-        (assessed.tools[0].value, pytest.approx(gained - 0.1 - 2.0 * 0.07), 0.5, gained)
+    history = answered("ANSWER: 42", own="", status=status)
+    valued = of_kind(history, Assessed)[0].tools[0]
+    worth = valued.right * 0.6 - (1 - valued.right) * 0.4 if status == "ok" else 0.0
+    found = appraisal.settle(WEIGHS, history)
+    assert [(one.predicted, one.realised, one.gain, one.gained) for one in of_kind(found, Realised)] == [
+        (valued.value, pytest.approx(worth - PRICE), 0.6, gained)
     ] * counted
+    assert of_kind(found, Compared) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "agreed"),
+    [("ok", "41", True), ("ok", "42", False), ("error", "42", None), ("refused", "42", None)],
+)
+def test_where_a_model_gave_its_own_answer_a_call_is_judged_by_whether_they_agree(
+    status: str, answer: str, agreed: bool | None
+) -> None:
+    history = answered(f"ANSWER: {answer}", status=status)
+    valued = of_kind(history, Assessed)[0].tools[0]
+    assert valued.own is not None
+    found = appraisal.settle(WEIGHS, history)
+    worth = (valued.right - valued.own) / (1 - valued.right * valued.own) if agreed is False else 0.0
+    assert [one.agreed for one in of_kind(found, Compared)] == ([] if agreed is None else [agreed])
+    assert [(one.realised, one.gain, one.gained) for one in of_kind(found, Realised)] == [
+        (pytest.approx(worth - PRICE), 0.0, 0.0)
+    ] * (status != "refused")
+
+
+def test_what_became_of_a_call_is_told_once_and_not_before_it_is_answered() -> None:
+    history = answered("ANSWER: 42")
+    assert appraisal.settle(WEIGHS, history[:-1]) == []
+    told = appraisal.settle(WEIGHS, history)
+    assert [one.tag for one in told] == ["realised", "compared"]
+    assert appraisal.settle(WEIGHS, [*history, *told]) == []
+    assert appraisal.settle(WEIGHS, [*history, *told, ModelTurn(text="ANSWER: 43")]) == []
+
+
+def test_over_agreement_and_disagreement_the_realised_value_is_on_average_the_predicted_one() -> None:
+    valued = appraisal.weigh(PRICED, Estimate(tool="python", gain=0.6, noise=0.1), WHOLE["python"], 0.0, 1.0, 0.4)
+    assert valued.own is not None
+    agree, ok = valued.right * valued.own, ToolResult(status="ok", wall_ms=1000 * valued.seconds)
+    came = [appraisal.realised(PRICED, valued, ok, 0.0, Compared(agreed=agreed)) for agreed in (True, False)]
+    assert agree * came[0] + (1 - agree) * came[1] == pytest.approx(valued.value, abs=0.01)
+
+
+# ---- belief: what agreement tells
+
+
+def compared(agreed: float, differed: float, sure: float = 0.8, failed: float = 0.0) -> ToolRecord:
+    return ToolRecord(1, agreed + differed, failed, 1.0, 1.0, None, agreed, ((sure, differed),) if differed else ())
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.3, 0.5, 0.9, 1.0])
+def test_before_anything_was_compared_a_model_is_believed_as_to_noise(noise: float) -> None:
+    found = believe(META, noise, ToolRecord())
+    assert found.right == pytest.approx(1 - noise, abs=0.12)
+    assert found.earned == pytest.approx(EARNED[0] / sum(EARNED), abs=0.02)
+    assert sum(mass for _, _, mass in found.points) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("record", "low", "high"),
+    [
+        (compared(64, 16), 0.95, 1.0),
+        (compared(32, 8), 0.95, 1.0),
+        (compared(0, 40), 0.0, 0.1),
+        (compared(24, 26, failed=50), 0.5, 0.75),
+        (compared(16, 24, sure=0.4), 0.9, 1.0),
+        (compared(0, 40, sure=0.05), 0.7, 1.0),
+    ],
+    ids=["always right", "fewer", "never right", "fails and lies", "of a weak model", "who knows nothing"],
+)
+def test_how_likely_a_tool_is_right_is_read_off_agreement_with_the_models_own_answers(
+    record: ToolRecord, low: float, high: float
+) -> None:
+    assert low <= believe(META, 0.05, record).right <= high
+
+
+def test_how_often_a_tool_fails_in_sight_says_nothing_of_its_answers() -> None:
+    assert believe(META, 0.05, compared(9, 9, failed=50)) == believe(META, 0.05, compared(9, 9))
+
+
+def test_a_model_that_claims_a_little_too_much_is_not_held_against_the_tool_and_one_that_never_agrees_is() -> None:
+    little, never = believe(META, 0.05, compared(40, 10, 0.9)), believe(META, 0.05, compared(0, 40, 0.9))
+    assert (little.right > 0.93, never.right < 0.1) == (True, True)
+    assert believe(META, 0.05, compared(40, 30, 0.9)).earned < little.earned - 0.005
+
+
+counts = st.floats(0, 60)
+
+
+@given(counts, counts, st.floats(0.05, 1), st.floats(0, 1))
+def test_agreement_speaks_for_a_tool_and_disagreement_against_it(
+    agreed: float, differed: float, sure: float, noise: float
+) -> None:
+    now = believe(META, noise, compared(agreed, differed, sure)).right
+    assert believe(META, noise, compared(agreed + 1, differed, sure)).right >= now - 1e-9
+    one_more = replace(compared(agreed, differed, sure), differed=((sure, differed + 1),))
+    assert believe(META, noise, one_more).right <= now + 1e-9
+
+
+@given(counts, counts, st.floats(0, 0.9))
+def test_the_surer_the_model_was_the_more_a_disagreement_speaks_against_the_tool(
+    agreed: float, differed: float, sure: float
+) -> None:
+    found = [believe(META, 0.1, compared(agreed, differed + 1, one)).right for one in (sure, sure + 0.1)]
+    assert found[1] <= found[0] + 1e-9
+
+
+def test_a_tool_that_lies_is_offered_until_its_answers_have_differed_too_often() -> None:
+    said = ModelTurn(text='{"own_answer": "41", "own_confidence": 0.8, "python": {"gain": 0.2, "noise": 0.05}}')
+    worths: list[bool] = []
+    for differed in (0, 1, 2, 4, 8, 16):
+        (found,) = appraisal.assess(META, said, PY, {"python": compared(0, differed)})
+        worths.append(found.tools[0].value > 0)
+    assert worths == sorted(worths, reverse=True)
+    assert worths[0]
+    assert not worths[4]
+
+
+def test_where_a_model_has_its_own_answer_a_tool_that_misleads_costs_no_more_than_its_price() -> None:
+    for sure, floor in ((0.8, True), (None, False)):
+        found = appraisal.weigh(META, Estimate(tool="python", gain=0.2, noise=0.05), compared(0, 40), 0.01, 1.0, sure)
+        assert (found.value == -found.price) is floor
+        assert found.value < 0
+
+
+@pytest.mark.parametrize(
+    ("gain", "sure", "worth"),
+    [(0.2, 0.8, 0.2), (0.9, 0.8, 0.2), (0.1, 0.8, 0.1), (0.0, 0.8, 0.0), (0.5, 1.0, 0.0), (0.0, 1.0, 0.0)],
+)
+def test_a_gain_is_at_most_what_the_models_own_answer_leaves(gain: float, sure: float, worth: float) -> None:
+    gross = appraisal.gross(gain, sure)
+    assert gross(1.0, 1.0) == pytest.approx(worth)
+    assert gross(1.0, 0.5) == pytest.approx(worth / (1 - sure) * (1 - sure / 2) if sure < 1 else 0.5 * (gain > 0))
+    assert gross(0.0, 0.5) == pytest.approx(-sure / 2)
+
+
+# ---- which answer stands
+
+
+@pytest.mark.parametrize(
+    ("answer", "value", "status", "keeps", "stands"),
+    [
+        ("42", 0.1, "ok", None, "42"),
+        ("42", -0.1, "ok", None, "41"),
+        ("41.0", -0.1, "ok", None, "41.0"),
+        ("42", -0.1, "error", None, "42"),
+        ("42", -0.1, "ok", False, "42"),
+    ],
+    ids=["worth it", "looked at", "agrees", "did not work", "answers from sources"],
+)
+def test_the_own_answer_stands_against_a_tool_that_was_only_looked_at(
+    answer: str, value: float, status: str, keeps: bool | None, stands: str
+) -> None:
+    history = answered(f"ANSWER: {answer}\nCONFIDENCE: 0.9", status=status)
+    at = next(n for n, one in enumerate(history) if isinstance(one, Assessed))
+    weighed = of_kind(history, Assessed)[0]
+    changed = weighed.model_copy(update={"tools": (weighed.tools[0].model_copy(update={"value": value}),)})
+    history[at] = changed
+    told = appraisal.settle(WEIGHS, history)
+    if keeps is not None:
+        told = [one for one in [appraisal.compare(changed, history, answer, keeps=keeps)] if one]
+    found = conclude([*history, *told], WEIGHS)
+    assert (found.text, found.confidence, found.stopped) == (stands, 0.4 if stands == "41" else 0.9, "answered")
 
 
 outcomes = st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=60)
@@ -310,7 +547,10 @@ outcomes = st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_s
 
 def value_of(policy: MetaReasoned, outcomes: list[tuple[bool, float]]) -> float:
     """What a tool is worth after calls that went well or not, each with the gain that was stated of it; the newest first."""
-    rows = [{"ok": int(ok), "wall_ms": 2000.0, "cost_usd": None} for ok, _ in outcomes]
+    rows = [
+        {"ok": int(ok), "wall_ms": 2000.0, "cost_usd": None, "agreed": None, "own_confidence": None}
+        for ok, _ in outcomes
+    ]
     record = weigh_record(rows, policy.half_life)
     trust = appraisal.trust(policy, judged(*[(gain, gain * ok) for ok, gain in outcomes]), {"python": record})
     return appraisal.weigh(policy, Estimate(tool="python", gain=0.7, noise=0.1), record, 0.0, trust).value
@@ -329,7 +569,7 @@ def test_a_failure_in_place_of_a_success_never_raises_a_value(
 @given(st.lists(st.booleans(), max_size=60), st.floats(1, 500))
 def test_one_more_failure_never_raises_the_success_rate_to_expect(outcomes: list[bool], half_life: float) -> None:
     def expected(outcomes: list[bool]) -> float:
-        rows = [{"ok": int(ok), "wall_ms": 1.0, "cost_usd": None} for ok in outcomes]
+        rows = [{"ok": int(ok), "wall_ms": 1.0, "cost_usd": None, "agreed": None} for ok in outcomes]
         return appraisal.success_of(META, weigh_record(rows, half_life))
 
     assert expected([False, *outcomes]) <= expected(outcomes) + 1e-12
@@ -388,6 +628,149 @@ def test_what_is_written_is_read(answer: str, confidence: float) -> None:
         found, sure = wording.read_answer(wording.write_answer(answer, confidence))
         assert found == answer.strip()
         assert sure == pytest.approx(confidence, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ('{"own_answer": "42", "own_confidence": 0.7}', ("42", 0.7)),
+        ('Well:\n{"own_answer": " 42 ", "own_confidence": 1}', ("42", 1.0)),
+        ('{"own_answer": 42, "own_confidence": 0}', ("42", 0.0)),
+        ('{"own_answer": [1, "a"], "own_confidence": 0.5}', ('[1, "a"]', 0.5)),
+        ('{"own_answer": "{}}", "own_confidence": 0.5, "python": {"gain": 1}}', ("{}}", 0.5)),
+        ('{"own_answer": "42"}', None),
+        ('{"own_confidence": 0.5}', None),
+        ('{"own_answer": null, "own_confidence": 0.5}', None),
+        ('{"own_answer": "", "own_confidence": 0.5}', None),
+        ('{"own_answer": "42", "own_confidence": "high"}', None),
+        ('{"own_answer": "42", "own_confidence": true}', None),
+        ('{"own_answer": "42", "own_confidence": 1.1}', None),
+        ('{"own_answer": "42", "own_confidence": NaN}', None),
+        ('{"own_answer": "' + "x" * 20_001 + '", "own_confidence": 0.5}', None),
+        ('{"own_answer": ' + "[" * 5000 + ', "own_confidence": 0.5}', None),
+        ("I cannot say.", None),
+    ],
+)
+def test_a_models_own_answer_is_read_as_hostile_text(text: str, own: tuple[str, float] | None) -> None:
+    assert wording.read_own(text) == own
+
+
+def test_an_assessment_keeps_the_models_own_answer_and_the_lot() -> None:
+    said = ModelTurn(text='{"own_answer": "42", "own_confidence": 0.7, "python": {"gain": 0.2}}')
+    (found,) = appraisal.assess(META, said, PY, {}, (), CallId("c"))
+    assert (found.own_answer, found.own_confidence, found.lot) == ("42", 0.7, appraisal.lot(CallId("c")))
+    assert found.tools[0].own == pytest.approx(0.7 * EARNED[0] / sum(EARNED), abs=0.02)
+    (silent,) = appraisal.assess(META, ModelTurn(text='{"python": {"gain": 0.2}}'), PY, {})
+    assert (silent.own_answer, silent.own_confidence, silent.tools[0].own, silent.lot) == (None, None, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        ("42", "42", True),
+        ("42", " 42.0\n", True),
+        ("'ab'", '"ab"', True),
+        ("'ab'", "ab", True),
+        ("'ab'", "'Ab'", False),
+        ("'ab'", "Ab", False),
+        ("[1, 2]", "[1,2]", True),
+        ("{1: 'a', 2: 'b'}", "{2: 'b', 1: 'a'}", True),
+        ("(1,)", "[1]", False),
+        ("'42'", "42", False),
+        ("Paris", "paris ", True),
+        ("the  Loire", "The Loire", True),
+        ("Paris", "Lyon", False),
+        ("", "", True),
+        ("None", "null", False),
+        ("[" * 3000, "[" * 3000, True),
+        ("-" * 5000 + "1", "-" * 5001 + "1", False),
+        ("1" * (LONGEST + 1), "1" * (LONGEST + 1), True),
+        ("{[]: 1}", "{[]: 1}", True),
+        ("[" + "1," * 6000 + "]", "[" + "1, " * 6000 + "]", False),
+        ("0" * 5000 + "1", "2", False),
+    ],
+)
+def test_two_answers_say_the_same(one: str, other: str, agree: bool) -> None:
+    assert same(one, other) is agree
+    assert same(other, one) is agree
+
+
+# ---- whatever the model does
+
+
+class Stubborn:
+    """Plays a call without a loop: gives a policy the view, the model any wish that hypothesis has, and notes what was offered."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.spec = AgentSpec.model_validate(
+            {"name": "a", "model": "scripted:x", "policy": policy.model_dump(), "tools": [{"name": "python"}]}
+        )
+        self.history: list[Message] = [User(text="u")]
+        self.asked: list[tuple[Move, View]] = []
+
+    def play(self, wishes: list[ModelTurn]) -> None:
+        """Ask until the policy is content; a use is carried out only when it was offered."""
+        for wish in wishes:
+            view = see(self.history, self.spec, "code", {})
+            move = decide(self.policy, view)
+            if isinstance(move, Answer | Stop):
+                return
+            self.asked.append((move, view))
+            offered = move.tools if isinstance(move, Offer) else ()
+            self.history.append(wish.model_copy(update={"offered": offered}))
+            for use in wish.uses:
+                ran = use.tool in offered
+                status = "error" if use.arguments.get("code") == "fails" else "ok"
+                self.history.append(
+                    tool_turn(status) if ran else tool_turn("refused").model_copy(update={"tool_call_id": None})
+                )
+
+
+def wish(answers: float | str | None, code: str) -> ModelTurn:
+    """A turn that answers with such a confidence, or for None one that calls."""
+    if answers is None:
+        return ModelTurn(uses=(ToolUse(id="1", tool="python", arguments={"code": code}),))
+    return ModelTurn(text=f"ANSWER: 1\nCONFIDENCE: {answers}")
+
+
+wishes = st.lists(
+    st.builds(
+        wish, st.sampled_from([None, None, 0.1, 0.79, 0.8, 1.0, "?"]), st.sampled_from(["fails", "works", "other"])
+    ),
+    max_size=8,
+)
+
+
+@given(wishes)
+def test_whatever_an_autonomous_agents_model_does_tools_come_only_after_an_unsure_answer_and_go_after_each_use(
+    wishes: list[ModelTurn],
+) -> None:
+    played = Stubborn(AUTONOMOUS)
+    played.play(wishes)
+    assert not played.asked or played.asked[0][0] == Think()
+    for n, (move, view) in enumerate(played.asked):
+        if isinstance(move, Offer):
+            assert view.answered
+            assert view.confidence is None or view.confidence < AUTONOMOUS.threshold
+            assert not isinstance(played.asked[n - 1][0], Offer)
+
+
+@given(wishes)
+def test_whatever_a_collaborative_agents_model_does_its_first_turns_must_call_and_results_are_checked_together(
+    wishes: list[ModelTurn],
+) -> None:
+    played = Stubborn(COLLABORATIVE)
+    played.play(wishes)
+    for n, (move, view) in enumerate(played.asked):
+        if n == 0:
+            assert move == Offer(PY, "required")
+        elif n == 1 and view.answered:
+            assert move == Offer(PY, "required", wording.MUST_CALL)
+        else:
+            assert view.results
+            assert isinstance(move, Offer | Think)
+            assert move.note == wording.CROSS_CHECK
 
 
 # ---- the view and the list

@@ -14,7 +14,7 @@ from metier_agents.models import open_model
 from metier_agents.recorded_model import RecordedModel, code_of
 from metier_agents.recordings import RecordedQuery, Recordings, read_recordings
 from metier_agents.turns import AssessmentWanted, Message, ModelTurn, Note, System, ToolTurn, User
-from metier_agents.wording import read_assessment
+from metier_agents.wording import read_assessment, read_own
 from metier_infra.errors import BadSpec, ModelFailed
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult
@@ -113,6 +113,17 @@ async def test_an_assessment_follows_the_rule(recordings: Recordings, category: 
     assert said["python"]["gain"] == (1 - recordings.accuracy(GPT, category) if gains else 0.0)
     assert (said["shell"]["gain"], said["python"]["noise"]) == (0.0, 0.05)
     assert turn.rule_written
+    assert read_own(turn.text) == (query.answers[GPT].answer, recordings.accuracy(GPT, category))
+
+
+async def test_an_assessment_without_a_recorded_answer_gives_none(recordings: Recordings) -> None:
+    name, query = next(
+        (name, query) for query in recordings.queries for name, found in query.answers.items() if found.answer is None
+    )
+    wanted = AssessmentWanted(tools=("python",), text="?")
+    turn = await ask(RecordedModel(recordings, name), User(text=query.text), wanted)
+    assert read_own(turn.text) is None
+    assert read_assessment(turn.text)["python"]["noise"] == 0.05
 
 
 def test_every_code_query_and_no_other_has_code(recordings: Recordings) -> None:

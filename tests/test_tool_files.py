@@ -293,6 +293,53 @@ def test_the_tools_of_a_module_get_their_profile_from_the_folder(tmp_path: Path,
     assert (tool.spec.name, tool.profile.key, type(tool)) == ("shout", "web@1", Tool)
 
 
+NET = "name: net\negress: {hosts: [api.example.com]}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "risk"),
+    [
+        (COMMAND, "execute"),
+        (COMMAND + "risk: read\n", "read"),
+        (COMMAND + "profile: net\n", "network"),
+        (COMMAND + "profile: net\nrisk: write\n", "write"),
+        (FUNCTION, "destructive"),
+        (FUNCTION + "risk: read\n", "read"),
+    ],
+)
+def test_a_risk_class_is_what_the_file_says_or_the_usual_one_of_its_kind_and_profile(
+    tmp_path: Path, text: str, risk: str
+) -> None:
+    (tool,) = tool_files.load(write(tmp_path, it=text, profile_net=NET), ()).tools
+    assert tool.spec.risk == risk
+
+
+def test_a_decorator_says_the_risk_class_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = MODULE.replace("@tool(", "@tool(risk='write', ")
+    (tmp_path / "my_risky.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_risky", raising=False)
+    (tool,) = tool_files.load(write(tmp_path, profile_web=WEB_1), ["my_risky"]).tools
+    assert tool.spec.risk == "write"
+
+
+def test_a_profile_that_comes_to_let_a_tool_out_disables_it_until_that_is_approved(tmp_path: Path) -> None:
+    folder = write(tmp_path, command=COMMAND, profile_net=NET)
+    pins.write_pins(folder, pins.approve({}, [tool_named(folder, "search").spec]))
+    (folder / "command.yaml").write_text(COMMAND + "profile: net\n")
+    refusal = tool_files.toolbox(folder).check("search", {"pattern": "x", "files": []})
+    assert isinstance(refusal, Refusal)
+    assert "its risk class changed since it was approved" in refusal.sentence
+
+
+def test_the_toolbox_knows_the_profiles_that_a_safety_bundle_may_name(tmp_path: Path) -> None:
+    box = tool_files.toolbox(write(tmp_path, command=COMMAND, profile_net=NET))
+    assert sorted(box.profiles) == ["net@1", "strict@1"]
+    assert box.profile("net").egress
+    with pytest.raises(BadSpec, match="there is no profile 'vault'"):
+        box.profile("vault")
+
+
 def test_a_module_tool_without_its_profile_and_a_module_that_breaks_are_named(tmp_path: Path, module: str) -> None:
     folder = write(tmp_path)
     with pytest.raises(BadSpec, match="the tool shout: profile: there is no profile 'web'; there are strict@1"):

@@ -23,7 +23,19 @@ from metier_agents.model import ScriptedModel
 from metier_agents.record import Bin, Calibration, calibration, export, judged, records
 from metier_agents.spec import AgentSpec
 from metier_agents.testing import ScriptedLane
-from metier_agents.turns import Assessed, Message, ModelTurn, Realised, ToolTurn, User, dump, load, of_kind
+from metier_agents.turns import (
+    Assessed,
+    Compared,
+    Message,
+    ModelTurn,
+    Realised,
+    ToolTurn,
+    ToolUse,
+    User,
+    dump,
+    load,
+    of_kind,
+)
 from metier_infra.database import Database, Statement, migrate, migrations
 from metier_infra.journal import Journal
 from metier_infra.messages import CallId, RunId, Task, ToolCallId
@@ -36,7 +48,11 @@ FOREVER = float("inf")
 
 
 def row(ok: bool, seconds: float = 1.0, usd: float | None = None) -> Mapping[str, object]:
-    return {"ok": int(ok), "wall_ms": seconds * 1000, "cost_usd": usd}
+    return {"ok": int(ok), "wall_ms": seconds * 1000, "cost_usd": usd, "agreed": None, "own_confidence": None}
+
+
+def compared(agreed: bool, sure: float) -> Mapping[str, object]:
+    return {**row(True), "agreed": int(agreed), "own_confidence": sure}
 
 
 # ---- weighing
@@ -71,6 +87,20 @@ def test_calls_are_weighed_by_age(rows: Sequence[Mapping[str, object]], half_lif
     found = weigh_record(rows, half_life)
     for name, wanted in vars(record).items():
         assert getattr(found, name) == (None if wanted is None else pytest.approx(wanted)), name
+
+
+def test_agreement_with_the_models_own_answers_is_weighed_by_age_and_disagreement_by_confidence_too() -> None:
+    rows = [
+        compared(False, 0.8),
+        row(True),
+        compared(True, 0.6),
+        compared(False, 0.801),
+        compared(False, 0.5),
+        row(False),
+    ]
+    found = weigh_record(rows, 1)
+    assert found.agreed == 1 / 4
+    assert found.differed == ((0.5, 1 / 16), (0.8, 1 + 1 / 8))
 
 
 def test_success_is_a_share_by_weight_and_unknown_without_calls() -> None:
@@ -185,6 +215,17 @@ async def test_every_end_counts_but_a_refusal_for_which_the_tool_never_ran(
     assert list(await journal.tools.measured()) == [("coder", "code", "python")] * counts
 
 
+async def test_what_a_comparison_came_to_is_kept_with_the_calls_that_it_is_about(journal: Journal) -> None:
+    for n in range(4):
+        await finished(journal, n, ok=True)
+    await journal.tools.compare([ToolCallId("t0"), ToolCallId("t2")], agreed=True, own_confidence=0.9)
+    await journal.tools.compare([ToolCallId("t3")], agreed=False, own_confidence=0.7)
+    found = await record(journal)
+    assert (found.ok, found.agreed, found.differed) == (4.0, 2.0, ((0.7, 1.0),))
+    await journal.tools.compare([ToolCallId("t3")], agreed=False, own_confidence=0.7)
+    assert await record(journal) == found
+
+
 async def test_a_call_that_has_not_ended_does_not_count(journal: Journal) -> None:
     asked = ToolCallRow(
         tool_call_id=ToolCallId("t"), run_id=RunId("r"), call_id=CallId("c"), agent="coder", category="code",
@@ -286,6 +327,39 @@ async def test_in_the_loop_a_policy_goes_by_its_half_life_and_by_what_became_of_
     (assessed,) = of_kind([message for step in steps for message in load(step.body)], Assessed)
     assert assessed.tools[0].success == pytest.approx((1.6 + 1) / (2 + 1.5))
     assert assessed.tools[0].trust == pytest.approx(2 / (2 + 1.5 * 0.3 * 2 / 3))
+
+
+WORTH = '{"own_answer": "41", "own_confidence": 0.6, "python": {"gain": 0.4, "noise": 0.05}}'
+POINTLESS = '{"own_answer": "41", "own_confidence": 0.99, "python": {"gain": 0.01, "noise": 0.3}}'
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "status", "stands", "kept"),
+    [
+        (WORTH, "42", "ok", "42", (0.0, ((0.6, 1.0),))),
+        (WORTH, "41.0", "ok", "41.0", (1.0, ())),
+        (WORTH, "42", "error", "42", (0.0, ())),
+        (POINTLESS, "42", "ok", "41", (0.0, ((0.99, 1.0),))),
+    ],
+    ids=["differs", "agrees", "failed", "looked at"],
+)
+async def test_in_the_loop_the_answer_is_compared_with_the_models_own_and_the_record_learns_from_it(
+    journal: Journal, said: str, answer: str, status: str, stands: str, kept: tuple[float, object]
+) -> None:
+    spec = SPEC.model_copy(update={"policy": SPEC.policy.model_copy(update={"tries": 1, "explore": 1.0})})
+    task = Task(text="6*7?", category="code")
+    call = Call(call_id=CallId("now"), run_id=RunId("r"), agent="coder", task=task, deadline=2e9)
+    use = ToolUse(id="u", tool="python", arguments={"code": "print(6*7)"})
+    script = [ModelTurn(text=said), ModelTurn(uses=(use,)), ModelTurn(text=f"ANSWER: {answer}\nCONFIDENCE: 0.9")]
+    lane = ScriptedLane(lambda _: ToolResult.model_validate({"status": status}))
+    hands = Hands(journal, lane, BUILTIN, b"k" * 32)
+    found = await Loop(Attempt(call, spec, ScriptedModel(script), journal, hands, 2e9)).run()
+    assert (found.text, found.stopped, len(lane.calls)) == (stands, "answered", 1)
+    learnt = await record(journal, half_life=1.0)
+    assert (learnt.agreed, learnt.differed) == kept
+    told = [message for step in await journal.steps.of_call(call.call_id) for message in load(step.body)]
+    assert len(of_kind(told, Realised)) == 1
+    assert [one.keeps_own for one in of_kind(told, Compared)] == ([stands == "41"] if status == "ok" else [])
 
 
 # ---- calibration

@@ -28,7 +28,16 @@ async def answer(attempt: Attempt) -> Answer:
     reasoning = attempt.spec.reasoning
     if isinstance(reasoning, Parallel):
         return await Explorations(attempt, reasoning).run()
-    return await Loop(attempt).run()
+    return await line(attempt).run()
+
+
+def line(attempt: Attempt, lane: int = 0) -> Loop:
+    """A line of thought: of a graph, where the agent's model is one."""
+    if not attempt.spec.model.startswith("langgraph:"):
+        return Loop(attempt, lane)
+    from metier_agents.graph_agent import GraphLoop
+
+    return GraphLoop(attempt, lane)
 
 
 @dataclass
@@ -40,7 +49,7 @@ class Explorations:
 
     async def run(self) -> Answer:
         """Explore, then choose. An exploration that fails is left out; the first failure is raised when none succeeds."""
-        loops = [Loop(self.attempt, lane) for lane in range(self.reasoning.k)]
+        loops = [line(self.attempt, lane) for lane in range(self.reasoning.k)]
         found = await asyncio.gather(*(loop.run() for loop in loops), return_exceptions=True)
         answers = _answers(found)
         trail = Trail(self.attempt, self.reasoning.k)

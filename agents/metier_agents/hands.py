@@ -1,80 +1,84 @@
 """How an agent acts: a tool use becomes a tool call, written down before it is sent, and its first recorded result an observation.
 
-The loop calls it for the uses of a model turn; it hands on to the tool lane.
+The loop calls it for the uses of a model turn; it asks `permission` whether a call may be made, and hands on to the tool lane.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metier_agents.patience import until
+from metier_agents.permission import Arguments, Parked, Permission, refused
+from metier_agents.safety import Bundle, demand
 from metier_agents.turns import ModelTurn, ToolTurn, ToolUse
 from metier_infra import telemetry
 from metier_infra.errors import DeadlineMissed, LaneGone
 from metier_infra.journal import Journal
-from metier_infra.messages import ToolCallId, stable_id
+from metier_infra.messages import Stamp, ToolCallId, stable_id
 from metier_infra.rows import Call, ToolCallRow
 from metier_tools import grant
 from metier_tools.lane import ToolLane
-from metier_tools.tool import ToolCall, ToolResult, ToolSpec
-from metier_tools.toolbox import Refusal, Toolbox
+from metier_tools.tool import ToolCall, ToolResult, ToolSpec, digest_of
+from metier_tools.toolbox import Refusal, Tool, Toolbox
 
 QUEUE_S = 35.0
 """What one sending may wait for a runner and a container beyond the tool's own time; then it is sent again under the same id."""
+LONGEST_REMARK = 2_000
 
 
 @dataclass(frozen=True)
 class Hands:
-    """What tool calls need. `key` signs their grants."""
+    """What tool calls need. `key` signs their grants; `bundle` is the agent's, which judges them, and `stamp` under what it acts."""
 
     journal: Journal
     lane: ToolLane
     toolbox: Toolbox
     key: bytes
+    bundle: Bundle | None = None
+    stamp: Stamp | None = None
 
     async def act(self, call: Call, turn: ModelTurn, step: int, *, left: int, deadline: float) -> list[ToolTurn]:
-        """What came of each use of `turn`, which is step number `step` of `call`; all at once, at most `left` of them for real."""
+        """What came of each use of `turn`, which is step number `step` of `call`; all at once, at most `left` of them for real.
+
+        Raises `Parked` when some wait for a person, once the others have ended and are recorded.
+        """
         checked = [self._check(use, turn.offered, index < left) for index, use in enumerate(turn.uses)]
         works = [
-            self._use(call, use, fits, stable_id(call.call_id, step, index), deadline)
+            self._use(call, use, fits, ToolCallId(stable_id(call.call_id, step, index)), deadline)
             for index, (use, fits) in enumerate(zip(turn.uses, checked, strict=True))
         ]
-        found = await asyncio.gather(*works, return_exceptions=True)
-        return [_result(one) for one in found]
+        return _results(await asyncio.gather(*works, return_exceptions=True))
 
-    def _check(self, use: ToolUse, offered: Sequence[str], allowed: bool) -> ToolSpec | Refusal:
+    def _check(self, use: ToolUse, offered: Sequence[str], allowed: bool) -> Tool | Refusal:
         if use.tool not in offered:
             return Refusal(f"{use.tool!r} was not offered in this turn; answer without it")
         if use.problem:
             return Refusal(f"the arguments of {use.tool} cannot be read: {use.problem}")
         if not allowed:
             return Refusal("no tool call is left")
-        found = self.toolbox.check(use.tool, use.arguments)
-        return found if isinstance(found, Refusal) else found.spec
+        return self.toolbox.check(use.tool, use.arguments)
 
     async def _use(
-        self, call: Call, use: ToolUse, fits: ToolSpec | Refusal, tool_call_id: str, deadline: float
+        self, call: Call, use: ToolUse, fits: Tool | Refusal, tool_call_id: ToolCallId, deadline: float
     ) -> ToolTurn:
         if isinstance(fits, Refusal):
-            return ToolTurn(use_id=use.id, tool=use.tool, result=ToolResult(status="refused", stderr=fits.sentence))
-        row = await self.journal.tools.request(
-            ToolCallRow(
-                tool_call_id=ToolCallId(tool_call_id),
-                run_id=call.run_id,
-                call_id=call.call_id,
-                agent=call.agent,
-                category=call.task.category,
-                tool=use.tool,
-                arguments=use.arguments,
-            )
-        )
+            return _unmade(use, refused(fits.sentence))
+        row = await self.journal.tools.get(tool_call_id) if call.attempt > 1 else None
+        if row is None or row.result is None:
+            permission = Permission(self.journal.approvals, self.bundle, self.stamp)
+            found = await permission.of(call, fits, use.arguments, tool_call_id)
+            if isinstance(found, ToolResult):
+                return _unmade(use, found)
+            row = await self.journal.tools.request(_row(call, use, found, tool_call_id))
+            if row.result is None and digest_of(row.arguments) != digest_of(found):
+                return _unmade(use, refused(_RULES_CHANGED))
         if row.result is None:
-            row = await self._call(row, fits, deadline)
-        result = ToolResult.model_validate(row.result)
-        return ToolTurn(use_id=use.id, tool=use.tool, result=result, tool_call_id=tool_call_id)
+            row = await self._call(row, fits.spec, deadline)
+        return _made(use, row)
 
     async def _call(self, row: ToolCallRow, spec: ToolSpec, deadline: float) -> ToolCallRow:
         """Carry the call out and record its result; the first recorded result counts."""
@@ -96,6 +100,7 @@ class Hands:
             tool=row.tool,
             digest=spec.digest,
             arguments=row.arguments,
+            hold=demand(self.bundle),
             deadline=ends,
             timeout_s=spec.timeout_s,
             grant="",
@@ -109,6 +114,35 @@ class Hands:
             raise LaneGone(f"no runner took the call of {row.tool} in time") from error
 
 
+_RULES_CHANGED = "the rules have changed while the call was made, so it was not made again; call it again"
+
+
+def _row(call: Call, use: ToolUse, arguments: Arguments, tool_call_id: ToolCallId) -> ToolCallRow:
+    return ToolCallRow(
+        tool_call_id=tool_call_id,
+        run_id=call.run_id,
+        call_id=call.call_id,
+        agent=call.agent,
+        category=call.task.category,
+        tool=use.tool,
+        arguments=arguments,
+    )
+
+
+def _unmade(use: ToolUse, result: ToolResult) -> ToolTurn:
+    return ToolTurn(use_id=use.id, tool=use.tool, result=result)
+
+
+def _made(use: ToolUse, row: ToolCallRow) -> ToolTurn:
+    """What the model reads of a call; also that it was made with other arguments than it chose."""
+    result = ToolResult.model_validate(row.result)
+    if digest_of(row.arguments) != digest_of(use.arguments):
+        told = json.dumps(row.arguments, ensure_ascii=False)
+        remark = f"[called with other arguments than yours: {told[:LONGEST_REMARK]}{'…' if len(told) > LONGEST_REMARK else ''}]"
+        result = result.model_copy(update={"stdout": f"{result.stdout}\n{remark}"})
+    return ToolTurn(use_id=use.id, tool=use.tool, result=result, tool_call_id=row.tool_call_id)
+
+
 def _attributes(row: ToolCallRow, spec: ToolSpec) -> dict[str, telemetry.Value | None]:
     return {
         telemetry.OPERATION: "execute_tool",
@@ -120,7 +154,9 @@ def _attributes(row: ToolCallRow, spec: ToolSpec) -> dict[str, telemetry.Value |
     }
 
 
-def _result(found: ToolTurn | BaseException) -> ToolTurn:
-    if isinstance(found, BaseException):
-        raise found
-    return found
+def _results(found: Sequence[ToolTurn | BaseException]) -> list[ToolTurn]:
+    """The results. What went wrong is raised before `Parked`: a call that fails anyhow need not wait."""
+    errors = sorted((one for one in found if isinstance(one, BaseException)), key=lambda one: isinstance(one, Parked))
+    for error in errors:
+        raise error
+    return [one for one in found if isinstance(one, ToolTurn)]

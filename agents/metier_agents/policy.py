@@ -2,7 +2,7 @@
 
     autonomous      think alone; tools only under the confidence threshold, withdrawn after each use
     collaborative   tools first, one must be called when any fits; then a cross-check; then the answer
-    meta_reasoned   assess the tools; offer those whose expected value is positive; then the answer
+    meta_reasoned   assess the tools; offer those whose expected value is positive, now and then another to look at it; then the answer
 
 A tool's expected value comes from `appraisal`.
 """
@@ -15,11 +15,13 @@ from typing import Literal, TypeAlias, assert_never
 from metier_agents import wording
 from metier_agents.appraisal import weigh
 from metier_agents.spec import Autonomous, Collaborative, MetaReasoned, Policy
+from metier_agents.turns import Valued
 from metier_agents.view import View
 
 ToolChoice = Literal["none", "auto", "required"]
 REFUSALS = 2
 REPEATS = 3
+MALFORMED = 3
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,12 @@ def guard(view: View) -> str | None:
     """Why the model must not be asked again, or None."""
     checks = {
         "turn_limit": view.turns_left <= 0,
+        "token_limit": view.tokens_left is not None and view.tokens_left <= 0,
         "cost_limit": view.usd_left is not None and view.usd_left <= 0,
+        "malformed": view.malformed >= MALFORMED,
         "unoffered_tool": view.refused >= REFUSALS,
         "repeated_call": view.repeats >= REPEATS,
+        "ping_pong": view.ping_pong,
     }
     return next((reason for reason, hit in checks.items() if hit), None)
 
@@ -119,18 +124,38 @@ def meta_reasoned(policy: MetaReasoned, view: View) -> Move:
         return Answer()
     if view.assessed is None:
         return Assess(view.useful) if view.useful else Think()
-    worth = () if any(view.results) else _worth(policy, view)
+    worth = () if any(view.results) else _offered(policy, view)
     if worth:
         return Offer(worth, "auto", wording.FAILED if view.results else wording.SOLVE)
     return Think(wording.AFTER_TOOLS if view.results else wording.SOLVE)
 
 
-def _worth(policy: MetaReasoned, view: View) -> tuple[str, ...]:
-    """The tools whose value is positive, best first, weighed with the newest records."""
+def _offered(policy: MetaReasoned, view: View) -> tuple[str, ...]:
+    """The tools that are worth it, best first, weighed with the newest records; after them those that this call only looks at."""
+    if view.assessed is None:
+        return ()
     weighed = [
-        weigh(policy, valued.estimate, view.records.get(valued.estimate.tool), view.turn_usd, valued.trust)
-        for valued in view.assessed or ()
+        weigh(
+            policy,
+            valued.estimate,
+            view.records.get(valued.estimate.tool),
+            view.turn_usd,
+            valued.trust,
+            view.assessed.own_confidence,
+        )
+        for valued in view.assessed.tools
         if valued.estimate.tool in view.useful
     ]
     ranked = sorted(weighed, key=lambda valued: -valued.value)
-    return tuple(valued.estimate.tool for valued in ranked if valued.value > 0)
+    lot = view.assessed.lot
+    return tuple(valued.estimate.tool for valued in ranked if valued.value > 0 or _looks(policy, valued, lot))
+
+
+def _looks(policy: MetaReasoned, valued: Valued, lot: float) -> bool:
+    """Whether a call that drew `lot` looks at a tool that is not worth it: as often as it may be worth it after all, and never less than `explore`.
+
+    So doubt is settled soon, and a tool that was mended is noticed. It is Thompson's sampling (1933) for what would otherwise be left. A tool of which
+    the model expects nothing is not looked at.
+    """
+    share = max(policy.explore, valued.chance) if policy.explore else 0.0
+    return lot < share and valued.estimate.gain > 0

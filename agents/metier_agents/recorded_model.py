@@ -8,7 +8,8 @@ What is real: the answer's text, its verdict and its price come from the recordi
 3. When the tool `python` is offered, the query is code (it has a [PYTHON] block that ends in `assert … == ??`), and no tool result is ok
    yet, the turn calls `python` with that block and a `print(repr(…))` of the asserted expression.
 4. When a tool result is ok, the answer is its output, with `RULE_CONFIDENCE`.
-5. An assessment says of `python` on a code query: gain 1 - confidence, noise 0.05; of any other tool or query: gain 0, noise 0.05.
+5. An assessment gives the recorded answer and its confidence by rule 2 (none where nothing was recorded). It says of `python` on a code query:
+   gain 1 - confidence, noise 0.05; of any other tool or query: gain 0, noise 0.05.
 6. Turns by rules 3 to 5 are marked `rule_written`.
 7. Every turn costs what the recorded answer cost: an estimate from list prices of the day, and for rule-written turns an upper one.
 
@@ -85,8 +86,10 @@ class RecordedModel:
         return self._recordings.accuracy(self._model, query.category)
 
     def _assessment(self, query: RecordedQuery, tools: Sequence[str]) -> str:
-        gain = 1 - self._confidence(query) if code_of(query.text) else 0.0
-        return json.dumps({tool: {"gain": gain if tool == CODE_TOOL else 0.0, "noise": NOISE} for tool in tools})
+        sure, answer = self._confidence(query), query.answers[self._model].answer
+        own = {} if answer is None else {"own_answer": answer, "own_confidence": sure}
+        gain = 1 - sure if code_of(query.text) else 0.0
+        return json.dumps(own | {tool: {"gain": gain if tool == CODE_TOOL else 0.0, "noise": NOISE} for tool in tools})
 
 
 def code_of(text: str) -> str | None:

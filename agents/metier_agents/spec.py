@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, LiteralString
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from metier_infra import declared
@@ -224,6 +224,22 @@ class AgentSpec(Declared):
     )
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}))
     description: str = ""
+
+    @model_validator(mode="after")
+    def _fit_for_a_graph(self) -> AgentSpec:
+        """A graph asks its models itself: what Métier would tell them, or ask of them, it cannot have."""
+        reasoning = self.reasoning
+        judged = isinstance(reasoning, Parallel) and reasoning.select != "vote"
+        cannot = {
+            "fallbacks": bool(self.fallbacks),
+            "stream": self.stream,
+            "reasoning.effort": reasoning.effort is not None,
+            "reasoning.select": judged,
+        }
+        if self.model.startswith("langgraph:"):
+            for named in (name for name, wanted in cannot.items() if wanted):
+                raise PydanticCustomError("graph", "an agent whose model is a graph has no {field}", {"field": named})
+        return self
 
     @property
     def digest(self) -> str:

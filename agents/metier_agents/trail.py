@@ -1,16 +1,15 @@
 """A message list and its record: what is asked and what came of it is in the journal before the next model request.
 
 The loop walks along one, `explorations` along one for each line of thought. A trail that is taken up again replays what was recorded and
-goes on, so nothing that was answered is asked twice. Round each request to the model it sets its price aside, bounds its time, tells
-what is written as it comes, and opens a span.
+goes on, so nothing that was answered is asked twice. Round each request to the model it sets its price aside, tells what is written as it
+comes, and opens a span.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -104,7 +103,7 @@ class Trail:
         """One try, in its span and its time, with what is written told as it comes."""
         attempt, model = self.attempt, self.attempt.model
         with telemetry.span(telemetry.chat(model.name), "client", attributes=_asked(attempt)) as span:
-            async with self._telling(purpose) as on_text, _bounded(attempt):
+            async with self._telling(purpose) as on_text:
                 options = Options(
                     output_tokens=attempt.spec.limits.output_tokens,
                     effort=attempt.spec.reasoning.effort,
@@ -120,17 +119,6 @@ class Trail:
     def _telling(self, purpose: Purpose) -> AbstractAsyncContextManager[Callable[[str], None] | None]:
         teller = self.attempt.teller if purpose == "answer" else None
         return teller.telling(self.step) if teller else nullcontext()
-
-
-@asynccontextmanager
-async def _bounded(attempt: Attempt) -> AsyncGenerator[None]:
-    """Give a request up that takes too long. Raises `ModelBusy`."""
-    limit_s = attempt.spec.limits.request_s
-    try:
-        async with asyncio.timeout(limit_s):
-            yield
-    except TimeoutError as error:
-        raise ModelBusy(f"{attempt.model.name} gave no reply within {limit_s:g} s", maybe_billed=True) from error
 
 
 def _asked(attempt: Attempt) -> Mapping[str, telemetry.Value | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,10 @@ from metier_agents import explorations
 from metier_agents.attempt import Attempt
 from metier_agents.hands import Hands
 from metier_agents.model import Model
+from metier_agents.parking import park
+from metier_agents.permission import Parked
 from metier_agents.retrieval import open_retriever
+from metier_agents.safety import Bundle
 from metier_agents.spec import AgentSpec, without_tools
 from metier_agents.stamp import stamp
 from metier_agents.telling import Teller
@@ -72,6 +75,7 @@ class AgentWorker:
         open_model: the model of a spec; called once an agent, at the start.
         grant_key: signs each tool call's grant.
         stamps: under what each agent acts, by name; None: what its spec alone says.
+        bundles: the safety bundle of each agent that has one, by the agent's name.
         instance: this process's name; one that survives a restart takes its own calls up at once.
         concurrency: calls in hand at one time, per agent.
         drain_s: how long calls in hand may take to end after `stop`; seconds.
@@ -89,6 +93,7 @@ class AgentWorker:
         grant_key: bytes,
         instance: str,
         stamps: Mapping[str, Stamp] | None = None,
+        bundles: Mapping[str, Bundle] | None = None,
         concurrency: int = 16,
         drain_s: float = 25.0,
     ) -> None:
@@ -101,6 +106,7 @@ class AgentWorker:
         self._concurrency = concurrency
         self._drain_s = drain_s
         self._stamps = {name: stamp(spec) for name, spec in agents.items()} | dict(stamps or {})
+        self._bundles = dict(bundles or {})
         self._models: dict[str, Model] = {}
         self._in_hand: set[CallId] = set()
         self._working: dict[CallId, asyncio.Task[Answer]] = {}
@@ -201,8 +207,9 @@ class AgentWorker:
         try:
             call = await self._claim(asked.call_id, asked.agent)
             with service.processing(envelope, delivery):
-                answered = call if call.answered_at is not None else await self._answer(call)
-                await service.send(self._bus, RUNS, _reply(answered))
+                worked = call if call.answered_at is not None else await self._answer(call)
+                if worked.answered_at is not None:
+                    await service.send(self._bus, RUNS, _reply(worked))
         finally:
             self._in_hand.discard(asked.call_id)
 
@@ -219,7 +226,7 @@ class AgentWorker:
         return stored
 
     async def _answer(self, call: Call) -> Call:
-        """Work on the call and record what came of it; the recorded winner."""
+        """Work on the call and record what came of it; the recorded winner, or the call as it waits for a person."""
         spec = self._agents[call.agent]
         attempt = self._attempt(call, spec)
         with telemetry.span(telemetry.invoke_agent(spec.name), attributes=_attributes(call, spec)) as span:
@@ -228,6 +235,8 @@ class AgentWorker:
                 answer = _fitting(await self._work(attempt))
                 span.set({telemetry.COST_USD: answer.cost_usd})
                 return await self._journal.calls.answer(call.call_id, answer=answer, cost_usd=answer.cost_usd)
+            except Parked:
+                return await park(self._bus, self._journal, call, self._holder)
             except RetryLater:
                 raise
             except MetierError as error:
@@ -257,10 +266,11 @@ class AgentWorker:
             work.cancel()
 
     def _attempt(self, call: Call, spec: AgentSpec) -> Attempt:
-        deadline = min(call.deadline, (call.claimed_at or time.time()) + spec.limits.timeout_s)
+        deadline = min(call.deadline, (call.claimed_at or time.time()) + call.parked_s + spec.limits.timeout_s)
         stamp = self._stamps[spec.name]
+        hands = replace(self._hands, bundle=self._bundles.get(spec.name), stamp=stamp)
         teller = Teller(self._bus, call, stamp) if spec.stream else None
-        return Attempt(call, spec, self._models[spec.name], self._journal, self._hands, deadline, stamp, teller=teller)
+        return Attempt(call, spec, self._models[spec.name], self._journal, hands, deadline, stamp, teller=teller)
 
 
 def _fitting(answer: Answer) -> Answer:

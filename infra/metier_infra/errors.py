@@ -16,6 +16,7 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── Undecodable         not a CloudEvent, or its data does not fit its type
     │   ├── UnknownEvent        a type that this topic does not carry
     │   ├── UnknownCall         a call that the journal does not know
+    │   ├── UnknownApproval     a decision about something that nobody asked for
     │   └── Defect              our own code breaks at it, each time
     ├── FailRun             the call, or the run, ends failed with this reason
     │   ├── UnknownWorkflow
@@ -40,6 +41,7 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── BadSpec             an agent, tool or workflow file that does not fit
     │   ├── UnknownAgent        no agent of this name is declared
     │   ├── MissingRun          no run of this id is in the journal
+    │   ├── MissingApproval     no approval of this id waits
     │   ├── MissingPackage      an extra that is not installed
     │   ├── ServerBroken        an MCP server that does not start, or does not speak the protocol
     │   ├── MissingService      no broker, database or engine where the settings say
@@ -118,6 +120,10 @@ class UnknownEvent(BuryRecord):
 
 class UnknownCall(BuryRecord):
     """A call that the journal does not know: nobody waits for its answer."""
+
+
+class UnknownApproval(BuryRecord):
+    """A decision about a tool call that waits for nobody, or is of another run."""
 
 
 class Defect(BuryRecord):
@@ -218,6 +224,10 @@ class UnknownAgent(AskOperator):
 
 class MissingRun(AskOperator):
     """No run of this id is in the journal."""
+
+
+class MissingApproval(AskOperator):
+    """No approval of this id is in the journal, or it waits no more, or more than one does."""
 
 
 class MissingPackage(AskOperator):

@@ -1,4 +1,4 @@
-"""The journal: what is true about runs, calls, steps, tool calls and decisions. Kafka and Celery are only transport.
+"""The journal: what is true about runs, calls, steps, tool calls, decisions and approvals. Kafka and Celery are only transport.
 
 The orchestrator writes `runs`, `decisions` and requests of `calls`; the agent worker claims and answers `calls` and writes `steps`
 and `tools`; the cli reads all of it. Every id is deterministic, so each write may come twice and counts once.
@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metier_infra.approvals import Approvals
 from metier_infra.calls import Calls
 from metier_infra.database import Database, Statement
 from metier_infra.messages import CallId, Decision, Failure, RunId, ToolCallId
@@ -58,8 +59,8 @@ class Runs:
         rows = await self._db.write(
             Statement(
                 "UPDATE runs SET owner = :owner, epoch = epoch + 1, lease_until = :now + :ttl, status = 'running',"
-                " started_at = coalesce(started_at, :now)"
-                " WHERE run_id = :run_id AND status IN ('accepted', 'running') AND (owner = :owner OR lease_until < :now) RETURNING *",
+                " started_at = coalesce(started_at, :now), parked_at = NULL"
+                " WHERE run_id = :run_id AND status IN ('accepted', 'running', 'parked') AND (owner = :owner OR lease_until < :now) RETURNING *",
                 {"run_id": run_id, "owner": owner, "ttl": self._lease_s},
             )
         )
@@ -98,6 +99,21 @@ class Runs:
             )
         )
 
+    async def park(self, run_id: RunId, epoch: int, waits_for: Sequence[CallId]) -> bool:
+        """Let the run wait without a lease for these calls, if all of them are parked still; whether it was done. Raises `FencedOff`."""
+        run = {"run_id": run_id, "epoch": epoch}
+        _, parked = await self._db.write(
+            Statement("UPDATE runs SET epoch = epoch WHERE run_id = :run_id AND epoch = :epoch", run, must=True),
+            Statement(
+                "UPDATE runs SET status = 'parked', parked_at = :now, owner = NULL, lease_until = 0"
+                " WHERE run_id = :run_id AND epoch = :epoch AND status = 'running' AND (SELECT count(*) FROM calls"
+                " WHERE run_id = :run_id AND replace(:calls, call_id, '') <> :calls AND answered_at IS NULL AND parked_at IS NOT NULL) = :n"
+                " RETURNING run_id",
+                {**run, "calls": " ".join(waits_for), "n": len(waits_for)},
+            ),
+        )
+        return bool(parked)
+
     async def finish(
         self, run_id: RunId, epoch: int, *, result: Mapping[str, Any] | None = None, failure: Failure | None = None
     ) -> Run:
@@ -124,9 +140,14 @@ class Runs:
         await self._db.write(Statement("UPDATE runs SET announced = 1 WHERE run_id = :run_id", {"run_id": run_id}))
 
     async def unattended(self, quiet_s: float = 0.0, limit: int = 1000) -> Sequence[Run]:
-        """Runs that need somebody: held by nobody alive, or ended and not announced; and accepted at least `quiet_s` seconds ago."""
+        """Runs that need somebody: held by nobody alive, or ended and not announced; and accepted at least `quiet_s` seconds ago.
+
+        A parked run needs somebody once one of its calls goes on, or was answered since (or a second before: it may have looked just then).
+        """
         rows = await self._db.read(
             "SELECT * FROM runs WHERE announced = 0 AND lease_until < :now AND accepted_at < :now - :quiet_s"
+            " AND (status <> 'parked' OR EXISTS (SELECT 1 FROM calls WHERE calls.run_id = runs.run_id"
+            " AND CASE WHEN calls.answered_at IS NULL THEN calls.parked_at IS NULL ELSE calls.answered_at >= runs.parked_at - 1 END))"
             " ORDER BY accepted_at LIMIT :limit",
             {"quiet_s": quiet_s, "limit": limit},
         )
@@ -223,6 +244,11 @@ class Tools:
         sql = "UPDATE tool_calls SET agreed = :agreed, own_confidence = :own_confidence WHERE tool_call_id = :id"
         await self._db.write(*(Statement(sql, {**facts, "id": one}) for one in tool_call_ids))
 
+    async def get(self, tool_call_id: ToolCallId) -> ToolCallRow | None:
+        """The tool call, or None when it was never recorded."""
+        rows = await self._db.read("SELECT * FROM tool_calls WHERE tool_call_id = :id", {"id": tool_call_id})
+        return tool_call_of(rows[0]) if rows else None
+
     async def _get(self, tool_call_id: ToolCallId) -> ToolCallRow:
         rows = await self._db.read("SELECT * FROM tool_calls WHERE tool_call_id = :id", {"id": tool_call_id})
         return tool_call_of(rows[0])
@@ -308,3 +334,4 @@ class Journal:
         self.steps = Steps(db)
         self.tools = Tools(db)
         self.decisions = Decisions(db)
+        self.approvals = Approvals(db)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NewType, TypeVar
 from cloudevents.core.base import BaseCloudEvent
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, to_binary_event
 from cloudevents.core.v1.event import CloudEvent
-from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, StrictBool, StringConstraints, ValidationError
 
 from metier_infra.errors import TooLarge, Undecodable, UnknownEvent
 
@@ -158,6 +158,8 @@ class Event(Word):
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]*$")]
 """A name that others chose: short, and without control characters."""
+Remark = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$")]
+"""A few sentences of others."""
 
 
 class RunRequested(Event):
@@ -197,6 +199,64 @@ class CallAnswered(Event):
     call_id: CallId
     answer: Answer | None = None
     failure: Failure | None = None
+    stamp: Stamp | None = None
+
+
+class CallParked(Event):
+    """A call waits for a person and is in nobody's hands; its time stands still."""
+
+    TYPE: ClassVar[str] = "io.metier.call.parked.v1"
+    run_id: RunId
+    call_id: CallId
+
+
+class ApprovalWanted(Event):
+    """A tool call waits for a person: `why`, and until when (seconds since the epoch). `approval_id` is the tool call's id.
+
+    If it is granted, `tool` is called with exactly these `arguments`. `stamp` is under what the agent acts.
+    """
+
+    TYPE: ClassVar[str] = "io.metier.approval.wanted.v1"
+    run_id: RunId
+    call_id: CallId
+    approval_id: ToolCallId
+    agent: str
+    tool: str
+    arguments: dict[str, JsonValue]
+    why: str
+    wanted_at: float
+    expires_at: float
+    stamp: Stamp | None = None
+
+
+class ApprovalDecided(Event):
+    """A person, or a program for them, decides about a tool call that waits. The first decision in time counts.
+
+    With `arguments`, the call is granted with these in place of those that were shown; they are judged as the agent's own.
+    """
+
+    TYPE: ClassVar[str] = "io.metier.approval.decided.v1"
+    run_id: Name
+    approval_id: Name
+    granted: StrictBool
+    by: Name
+    note: Remark = ""
+    arguments: dict[str, JsonValue] | None = None
+
+
+class ApprovalSettled(Event):
+    """What became of a tool call that waited: granted or refused, and by whom; `expiry` where nobody answered in time, `withdrawn` where its call ended before."""
+
+    TYPE: ClassVar[str] = "io.metier.approval.settled.v1"
+    run_id: RunId
+    call_id: CallId
+    approval_id: ToolCallId
+    agent: str
+    tool: str
+    granted: bool
+    by: str
+    note: str = ""
+    arguments: dict[str, JsonValue] | None = None
     stamp: Stamp | None = None
 
 
@@ -263,6 +323,10 @@ EVENTS: Mapping[str, type[Event]] = {
         RunAccepted,
         CallRequested,
         CallAnswered,
+        CallParked,
+        ApprovalWanted,
+        ApprovalDecided,
+        ApprovalSettled,
         TextWritten,
         DecisionMade,
         RunStarted,

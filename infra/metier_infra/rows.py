@@ -1,4 +1,4 @@
-"""What the journal keeps, as frozen words: runs, calls, steps, tool calls. `journal` reads and writes them; everybody may read."""
+"""What the journal keeps, as frozen words: runs, calls, steps, tool calls, approvals. `journal` reads and writes them; everybody may read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from pydantic import JsonValue
 from metier_infra.database import Row
 from metier_infra.messages import Answer, CallId, Failure, RunFailed, RunId, RunSucceeded, Stamp, Task, ToolCallId, Word
 
-RunStatus = Literal["accepted", "running", "succeeded", "failed"]
+RunStatus = Literal["accepted", "running", "parked", "succeeded", "failed"]
 
 
 class Run(Word):
     """One execution of one workflow version. Times are seconds since the epoch; money is USD.
 
-    `announced` tells whether the terminal event reached the bus; `traceparent` is the root of the run's trace.
+    `announced` tells whether the terminal event reached the bus; `traceparent` is the root of the run's trace. Since `parked_at` it waits for
+    a person and is in no process's memory.
     """
 
     run_id: RunId
@@ -39,6 +40,7 @@ class Run(Word):
     announced: bool = False
     accepted_at: float = 0.0
     started_at: float | None = None
+    parked_at: float | None = None
     finished_at: float | None = None
 
     @property
@@ -63,7 +65,8 @@ class Run(Word):
 class Call(Word):
     """One request to an agent: outbox for the run that asks, inbox for the answer.
 
-    `attempt` counts claims, `stamp` is what the last one worked under; `cancelled` says why the call was given up.
+    `attempt` counts claims, `stamp` is what the last one worked under; `cancelled` says why the call was given up. Since `parked_at` it waits for a
+    person; `parked_s` is how long it did before, in seconds, by which `deadline` was moved on.
     """
 
     call_id: CallId
@@ -80,6 +83,8 @@ class Call(Word):
     cancelled: str | None = None
     requested_at: float = 0.0
     claimed_at: float | None = None
+    parked_at: float | None = None
+    parked_s: float = 0.0
     answered_at: float | None = None
 
 
@@ -98,6 +103,32 @@ class ToolCallRow(Word):
     wall_ms: float | None = None
     requested_at: float = 0.0
     finished_at: float | None = None
+
+
+class Approval(Word):
+    """A tool call that a person is asked about, under the tool call's id. Times are seconds since the epoch.
+
+    `digest` binds the tool and `arguments`, which are what is shown and what runs if it is granted; unless the one who granted it `changed` them.
+    `stamp` is under what the agent acted. `granted` is None until it is decided. `announced` tells whether the decision reached the bus.
+    """
+
+    approval_id: ToolCallId
+    run_id: RunId
+    call_id: CallId
+    agent: str
+    tool: str
+    digest: str
+    arguments: dict[str, JsonValue]
+    why: str
+    stamp: Stamp | None = None
+    wanted_at: float = 0.0
+    expires_at: float = 0.0
+    granted: bool | None = None
+    decided_by: str | None = None
+    note: str | None = None
+    changed: dict[str, JsonValue] | None = None
+    decided_at: float | None = None
+    announced: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,6 +219,7 @@ def _quantile(weighed: Sequence[tuple[float, float]], share: float) -> float | N
 _RUN_JSON = ("input", "result", "failure")
 _CALL_JSON = ("task", "answer", "failure", "stamp")
 _TOOL_JSON = ("arguments", "result")
+_APPROVAL_JSON = ("arguments", "stamp", "changed")
 
 
 def _loaded(row: Row, fields: Sequence[str]) -> Mapping[str, Any]:
@@ -207,3 +239,8 @@ def call_of(row: Row) -> Call:
 def tool_call_of(row: Row) -> ToolCallRow:
     """The tool call in a row of the table."""
     return ToolCallRow.model_validate(_loaded(row, _TOOL_JSON))
+
+
+def approval_of(row: Row) -> Approval:
+    """The approval in a row of the table."""
+    return Approval.model_validate(_loaded(row, _APPROVAL_JSON))

@@ -106,6 +106,20 @@ class ToolSettings(BaseSettings):
     )
 
 
+class ModelSettings(BaseSettings):
+    """What is known of models, and where their rate limits are kept."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_")
+
+    models: Path | None = Field(
+        None, description="file with prices and rate limits of models, before those that ship; none: those that ship"
+    )
+    limits_in: Literal["redis", "journal"] = Field(
+        "redis",
+        description="where agent workers share what is left of rate limits; a system in one process needs neither",
+    )
+
+
 class RoleSettings(BaseSettings):
     """What every long-running role shares."""
 
@@ -134,6 +148,7 @@ SETTINGS: tuple[type[BaseSettings], ...] = (
     LaneSettings,
     SandboxSettings,
     ToolSettings,
+    ModelSettings,
     RoleSettings,
 )
 S = TypeVar("S", bound=BaseSettings)

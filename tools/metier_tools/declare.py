@@ -24,7 +24,7 @@ from metier_infra.errors import BadSpec
 from metier_tools.function_source import program_of
 from metier_tools.paths import MOST_FILES, path_problem
 from metier_tools.profile import STRICT, Profile
-from metier_tools.tool import Kind, ToolSpec
+from metier_tools.tool import Kind, Risk, ToolSpec
 from metier_tools.toolbox import Action, Command, Fixed, Function, ServerTool, Tool, Written
 
 LONGEST_DESCRIPTION = 4000
@@ -72,6 +72,11 @@ class Facts(Declared):
     name: Name = Field(description="lower-case letters, digits, `-` and single `_`; begins with a letter")
     description: str = Field(min_length=1, max_length=LONGEST_DESCRIPTION, description="what a model is told")
     timeout_s: float = Field(10.0, gt=0, le=400, description="what one call may take; seconds")
+    risk: Risk | None = Field(
+        None,
+        description="what a call can do at worst, which safety bundles decide by and no model is told; none: `execute` in a sandbox, `network` where its profile "
+        "lets it out, `destructive` for a trusted function",
+    )
 
 
 class Boxed(Declared):
@@ -91,9 +96,10 @@ class Filing(Boxed):
 
 @dataclass(frozen=True)
 class Unresolved(Tool):
-    """A tool whose profile is a name that `tool_files` still has to look up; until then the strictest holds."""
+    """A tool whose profile is a name that `tool_files` still has to look up; until then the strictest holds. `risk` is what its author said, if anything."""
 
     wanted: str = "strict"
+    risk: Risk | None = None
 
 
 _KINDS: Mapping[type[Action], Kind] = {
@@ -117,14 +123,28 @@ def from_model(
     take: tuple[str, ...] = (),
 ) -> Tool:
     """A tool whose JSON schema comes from its argument types. `timeout_s` is seconds."""
+    kind = _KINDS[type(action)]
     spec = ToolSpec(
         name=name,
         description=description,
         parameters=schema_of(arguments),
-        kind=_KINDS[type(action)],
+        kind=kind,
         timeout_s=timeout_s,
+        risk=usual_risk(kind, profile),
     )
     return Tool(spec, action, problem_of(arguments), profile, secrets, take)
+
+
+def usual_risk(kind: Kind, profile: Profile = STRICT) -> Risk:
+    """The risk class where the author says none. What no sandbox holds, or a stranger wrote, is taken to be able to do anything."""
+    if kind in {"mcp", "function"}:
+        return "destructive"
+    return "network" if profile.egress else "execute"
+
+
+def with_risk(tool: Tool, risk: Risk | None) -> Tool:
+    """The tool with this risk class, or the one that is usual for its kind and profile."""
+    return replace(tool, spec=tool.spec.model_copy(update={"risk": risk or usual_risk(tool.spec.kind, tool.profile)}))
 
 
 def schema_of(arguments: type[BaseModel]) -> dict[str, JsonValue]:
@@ -191,6 +211,7 @@ def tool(
     profile: Profile | str = STRICT,
     secrets: tuple[str, ...] = (),
     take: tuple[str, ...] = (),
+    risk: Risk | None = None,
 ) -> Callable[[Callable[..., object]], Tool]: ...
 
 
@@ -204,6 +225,7 @@ def tool(
     profile: Profile | str = STRICT,
     secrets: tuple[str, ...] = (),
     take: tuple[str, ...] = (),
+    risk: Risk | None = None,
 ) -> Tool | Callable[[Callable[..., object]], Tool]:
     """Make a tool of a typed function: its name, docstring and annotations are what a model is told.
 
@@ -219,11 +241,12 @@ def tool(
         profile: limits of the container, or the name of a profile of the tools folder. Sandboxed functions only, as the next two.
         secrets: names of the secrets that a call gets as environment variables.
         take: files that are read from the scratch folder after each call.
+        risk: what a call can do at worst; see `metier_tools.tool.Risk`. None: what is usual for its kind and profile.
 
     Raises:
         BadSpec: with the function's file, line and name.
     """
-    given = _Given(name, kind, timeout_s, profile, secrets, take)
+    given = _Given(name, kind, timeout_s, profile, secrets, take, risk)
     return given.declared if function is None else given.declared(function)
 
 
@@ -237,6 +260,7 @@ class _Given:
     profile: Profile | str
     secrets: tuple[str, ...]
     take: tuple[str, ...]
+    risk: Risk | None
 
     def declared(self, function: Callable[..., object]) -> Tool:
         """The tool that a function becomes."""
@@ -258,6 +282,7 @@ class _Given:
             name=self.name or function.__name__,
             description=" ".join(doc.split("\n\n", 1)[0].split()),
             timeout_s=self.timeout_s,
+            risk=self.risk,
         )
         made = from_model(
             facts.name,
@@ -281,8 +306,10 @@ class _Given:
         named = self.profile if isinstance(self.profile, str) else self.profile.key
         boxed = Filing(profile=named, secrets=self.secrets, take=self.take)
         if isinstance(self.profile, Profile):
-            return replace(made, profile=self.profile, secrets=boxed.secrets, take=boxed.take)
-        return Unresolved(made.spec, made.action, made.problem, STRICT, boxed.secrets, boxed.take, wanted=named)
+            return with_risk(replace(made, profile=self.profile, secrets=boxed.secrets, take=boxed.take), self.risk)
+        return Unresolved(
+            made.spec, made.action, made.problem, STRICT, boxed.secrets, boxed.take, wanted=named, risk=self.risk
+        )
 
 
 def _fields(function: FunctionType, docs: Mapping[str, str]) -> dict[str, tuple[Any, FieldInfo]]:

@@ -26,6 +26,7 @@ from metier_tools.kept import kept
 from metier_tools.paths import MOST_FILES, path_problem
 from metier_tools.profile import Attempt, Profile
 from metier_tools.sandbox import Held, Outcome, Recipe, Request, Sandbox, Server
+from metier_tools.tightening import held_to
 from metier_tools.tool import FileRef, ToolCall, ToolResult
 from metier_tools.toolbox import Command, Fixed, Function, Refusal, ServerTool, Tool, Toolbox, Written
 from metier_tools.vault import Scrub, Vault, scrubber
@@ -57,6 +58,8 @@ class Execution:
         tool = self._toolbox.check(call.tool, call.arguments)
         if not isinstance(tool, Refusal):
             tool = _same(tool, call)
+        if not isinstance(tool, Refusal):
+            tool = held_to(tool, call.hold, self._toolbox.profiles)
         if isinstance(tool, Refusal):
             return _refused(tool)
         needs = self._needs(tool, call)
@@ -133,9 +136,15 @@ class Execution:
             truncated=cut,
             files={name: self._reference(scrub(data, False)) for name, data in outcome.files.items()},
             left_out=dict(outcome.left_out),
-            profile=tool.profile.key,
+            profile=self._limits(tool),
             wall_ms=outcome.wall_ms,
         )
+
+    def _limits(self, tool: Tool) -> str:
+        """The profile that held, and whether a safety bundle made it stricter."""
+        declared = self._toolbox.tool(tool.spec.name)
+        stricter = declared is not None and declared.profile != tool.profile
+        return f"{tool.profile.key}, tightened" if stricter else tool.profile.key
 
     def _reference(self, data: bytes) -> FileRef:
         if len(data) <= INLINE:

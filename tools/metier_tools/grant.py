@@ -12,7 +12,7 @@ import secrets
 from metier_infra.errors import GrantRefused
 from metier_tools.tool import ToolCall, digest_of
 
-_FORM = "v3"
+_FORM = "v4"
 _NOT_COVERED = {"grant", "traceparent"}
 """The trace decides nothing. Every other field of a call is signed."""
 

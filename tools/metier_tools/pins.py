@@ -19,10 +19,10 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from metier_infra.declared import Declared
 from metier_infra.errors import BadSpec
-from metier_tools.declare import LONGEST_DESCRIPTION
+from metier_tools.declare import LONGEST_DESCRIPTION, usual_risk
 from metier_tools.json_schema import problem_of_schema, refusal_of, size_problem
 from metier_tools.profile import Profile
-from metier_tools.tool import Kind, ToolSpec, digest_of
+from metier_tools.tool import Kind, Risk, ToolSpec, digest_of
 from metier_tools.tool_kinds import ServerFile
 from metier_tools.toolbox import ServerTool, Tool
 
@@ -33,12 +33,16 @@ _OFFERED = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
 class Approved(Declared):
-    """One tool as it was when the user approved it; its name is the key. `server` is the MCP server that it is from, or empty."""
+    """One tool as it was when the user approved it; its name is the key. `server` is the MCP server that it is from, or empty.
+
+    `risk` is no part of the digest, for a server knows nothing of it; none: the usual one of its kind.
+    """
 
     digest: str
     description: str
     parameters: dict[str, JsonValue]
     kind: Kind
+    risk: Risk | None = None
     also: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     server: str = ""
 
@@ -50,6 +54,7 @@ class Approved(Declared):
             parameters=self.parameters,
             kind=self.kind,
             timeout_s=timeout_s,
+            risk=self.risk or usual_risk(self.kind),
             also=self.also,
         )
 
@@ -63,7 +68,7 @@ def judge(spec: ToolSpec, approved: Approved | None) -> str:
     then = f"look at `metier tools list`, then `metier tools approve {spec.name}`"
     if approved is None:
         return f"it has not been approved yet: {then}"
-    if approved.digest == spec.digest:
+    if approved.digest == spec.digest and approved.spec(spec.name).risk == spec.risk:
         return ""
     return f"its {_changed(spec, approved)} changed since it was approved; {then}"
 
@@ -73,12 +78,14 @@ _PARTS = {
     "description": "description",
     "parameters": "parameters",
     "also": "output schema or hints (also)",
+    "risk": "risk class",
 }
 
 
 def _changed(spec: ToolSpec, approved: Approved) -> str:
     """The parts that differ. Digests are compared, not values: to Python `1`, `1.0` and `True` are the same."""
-    differs = {part: digest_of(getattr(spec, part)) != digest_of(getattr(approved, part)) for part in _PARTS}
+    then = approved.spec(spec.name)
+    differs = {part: digest_of(getattr(spec, part)) != digest_of(getattr(then, part)) for part in _PARTS}
     return " and ".join(word for part, word in _PARTS.items() if differs[part]) or "name"
 
 
@@ -110,6 +117,7 @@ def _approved(spec: ToolSpec, server: str) -> Approved:
         description=spec.description,
         parameters=spec.parameters,
         kind=spec.kind,
+        risk=spec.risk,
         also=spec.also,
         server=server,
     )
@@ -131,15 +139,18 @@ def accept(spec: ToolSpec) -> str:
 def server_tools(server: ServerFile, pins: Pins, profile: Profile) -> tuple[Tool, ...]:
     """The approved tools of an MCP server. That it still says the same of them is checked where they are called."""
     mine = {name: one for name, one in pins.items() if one.server == server.name}
-    return tuple(
-        Tool(
-            spec := approved.spec(name, server.timeout_s),
-            ServerTool(server.name, server.command, name.removeprefix(f"{server.name}__")),
-            problem_of_schema(spec.parameters),
-            profile,
-            server.secrets,
-        )
-        for name, approved in sorted(mine.items())
+    return tuple(_server_tool(server, name, approved, profile) for name, approved in sorted(mine.items()))
+
+
+def _server_tool(server: ServerFile, name: str, approved: Approved, profile: Profile) -> Tool:
+    spec = approved.spec(name, server.timeout_s).model_copy(update={"risk": server.risk_of(name)})
+    return Tool(
+        spec,
+        ServerTool(server.name, server.command, name.removeprefix(f"{server.name}__")),
+        problem_of_schema(spec.parameters),
+        profile,
+        server.secrets,
+        disabled=judge(spec, approved),
     )
 
 

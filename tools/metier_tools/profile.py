@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BeforeValidator, ByteSize, Field, TypeAdapter
 
 from metier_infra.declared import Declared
-from metier_tools.tool import digest_of
+from metier_infra.errors import BadSpec
+from metier_tools.tool import Host, digest_of
 
 KIB, MIB = 1024, 1024 * 1024
 _size: TypeAdapter[ByteSize] = TypeAdapter(ByteSize)
@@ -23,7 +25,6 @@ def _bytes(given: object) -> object:
 
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=1, le=1 << 31)]
 """Bytes: a number, or words such as `256MiB`."""
-Host = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9]([a-z0-9.-]{0,252}[a-z0-9])?(:[0-9]{1,5})?$")]
 
 
 class Egress(Declared):
@@ -94,3 +95,11 @@ class Profile(Declared):
 
 STRICT = Profile.model_validate({})
 """What runs where nothing else is said: no network, a small share of the machine."""
+
+
+def find_profile(profiles: Mapping[str, Profile], wanted: str) -> Profile:
+    """The profile of this name, in its newest version unless it names one. Raises `BadSpec`."""
+    versions = [profile for profile in profiles.values() if wanted in {profile.name, profile.key}]
+    if not versions:
+        raise BadSpec(f"there is no profile {wanted!r}; there are {', '.join(sorted(profiles))}")
+    return max(versions, key=lambda profile: profile.version)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
@@ -16,7 +16,14 @@ from metier_infra.messages import CallId, RunId, ToolCallId, Word
 
 Kind = Literal["code", "command", "mcp", "function"]
 Language = Literal["python", "shell"]
+Risk = Literal["read", "write", "execute", "network", "destructive"]
+"""What a call can do at worst: look only; change what can be changed back; run code in a sandbox; reach beyond this machine; do what nobody can take back."""
 Status = Literal["ok", "error", "timeout", "oom", "output_cut", "refused", "died"]
+
+
+ProfileRef = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?(@[1-9][0-9]{0,8})?$")]
+"""A profile's `NAME`, which means its newest version, or `NAME@VERSION`."""
+Host = Annotated[str, Field(pattern=r"^(\*\.)?[a-z0-9]([a-z0-9.-]{0,252}[a-z0-9])?(:[0-9]{1,5})?$")]
 
 
 def digest_of(value: object) -> str:
@@ -28,6 +35,7 @@ def digest_of(value: object) -> str:
 class ToolSpec(Word):
     """A tool as a model sees it. `timeout_s` is what one call may take unless the call says otherwise, in seconds.
 
+    `risk` is what its author says a call can do at worst: safety bundles decide by it, no model is told, and no MCP server is asked.
     `also` is what else an MCP server says of its tool: the schema of what it returns, and hints, which nothing here relies on.
     """
 
@@ -36,6 +44,7 @@ class ToolSpec(Word):
     parameters: dict[str, JsonValue]
     kind: Kind
     timeout_s: float = 10.0
+    risk: Risk = "destructive"
     also: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
 
     @property
@@ -57,11 +66,23 @@ class FileRef(Word):
         return cls(sha256=hashlib.sha256(data).hexdigest(), size=len(data), inline=base64.b64encode(data).decode())
 
 
+class Hold(Word):
+    """What an agent's safety bundle demands of where its calls run, beside what each tool's own profile says; the stricter of both holds.
+
+    `profile` is a profile, or empty for none. `egress` are the only hosts that may be reached, if the tool's profile lets them through. `functions`: whether
+    trusted functions may be called, although nothing can be held where they run.
+    """
+
+    profile: ProfileRef | Literal[""] = ""
+    egress: tuple[Host, ...] = ()
+    functions: bool = False
+
+
 class ToolCall(Word):
     """One call. `deadline` is seconds since the epoch, `timeout_s` what the tool itself may take; `run_id` is the key of the sandbox lease.
 
     `tool_call_id` is the idempotency key: the same call sent again is the same work, under whatever `nonce`. `digest` is that of the spec which the model was
-    shown. `files` are put into the scratch folder before the program starts, and `take` are read from there when it has ended.
+    shown. `hold` is what the agent's safety bundle demands of the sandbox. `files` are put into the scratch folder before the program starts, and `take` are read from there when it has ended.
     """
 
     tool_call_id: ToolCallId
@@ -72,6 +93,7 @@ class ToolCall(Word):
     arguments: dict[str, JsonValue]
     files: dict[str, FileRef] = Field(default_factory=dict[str, FileRef])
     take: tuple[str, ...] = ()
+    hold: Hold | None = None
     deadline: float
     timeout_s: float
     nonce: str = ""

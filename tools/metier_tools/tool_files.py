@@ -20,8 +20,8 @@ from metier_infra.declared import Declared
 from metier_infra.errors import BadSpec, MetierError
 from metier_tools import pins
 from metier_tools.builtin import BUILTIN
-from metier_tools.declare import Boxed, Unresolved, from_model, unfit
-from metier_tools.profile import STRICT, Egress, Profile
+from metier_tools.declare import Boxed, Unresolved, from_model, unfit, with_risk
+from metier_tools.profile import STRICT, Egress, Profile, find_profile
 from metier_tools.tool_kinds import Argument, CodeFile, CommandFile, FunctionFile, ServerFile
 from metier_tools.toolbox import Tool, Toolbox
 
@@ -39,7 +39,7 @@ class Catalogue:
 
     def profile(self, wanted: str) -> Profile:
         """The profile of this name, in its newest version unless it names one. Raises `BadSpec`."""
-        return _profile(self.profiles, wanted)
+        return find_profile(self.profiles, wanted)
 
 
 def load(folder: Path | None, modules: Iterable[str] = ()) -> Catalogue:
@@ -74,13 +74,6 @@ def _add_profile(profiles: dict[str, Profile], path: Path) -> None:
     profiles[profile.key] = profile
 
 
-def _profile(profiles: Mapping[str, Profile], wanted: str) -> Profile:
-    versions = [profile for profile in profiles.values() if wanted in {profile.name, profile.key}]
-    if not versions:
-        raise BadSpec(f"there is no profile {wanted!r}; there are {', '.join(sorted(profiles))}")
-    return max(versions, key=lambda profile: profile.version)
-
-
 class _Head(Declared, extra="allow"):
     """What says how the rest of a file is to be read."""
 
@@ -103,7 +96,7 @@ def _with(profiles: Mapping[str, Profile], model: type[B]) -> type[B]:
 
     def known(wanted: str) -> str:
         try:
-            _profile(profiles, wanted)
+            find_profile(profiles, wanted)
         except BadSpec as error:
             raise unfit(str(error)) from error
         return wanted
@@ -122,8 +115,9 @@ def _check_names(read: Iterable[tuple[Path, AnyFile]]) -> None:
 def _tool(file: CodeFile | CommandFile | FunctionFile, profiles: Mapping[str, Profile]) -> Tool:
     made = from_model(file.name, file.description, file.model, file.action, timeout_s=file.timeout_s)
     if isinstance(file, FunctionFile):
-        return made
-    return replace(made, profile=_profile(profiles, file.profile), secrets=file.secrets, take=file.take)
+        return with_risk(made, file.risk)
+    boxed = replace(made, profile=find_profile(profiles, file.profile), secrets=file.secrets, take=file.take)
+    return with_risk(boxed, file.risk)
 
 
 def _of_module(module: str) -> list[Tool]:
@@ -143,10 +137,10 @@ def _resolved(tool: Tool, profiles: Mapping[str, Profile]) -> Tool:
     if not isinstance(tool, Unresolved):
         return tool
     try:
-        profile = _profile(profiles, tool.wanted)
+        profile = find_profile(profiles, tool.wanted)
     except BadSpec as error:
         raise BadSpec(f"the tool {tool.spec.name}: profile: {error}") from error
-    return Tool(tool.spec, tool.action, tool.problem, profile, tool.secrets, tool.take)
+    return with_risk(Tool(tool.spec, tool.action, tool.problem, profile, tool.secrets, tool.take), tool.risk)
 
 
 def toolbox(folder: Path | None = None, modules: Iterable[str] = ()) -> Toolbox:
@@ -162,7 +156,9 @@ def toolbox(folder: Path | None = None, modules: Iterable[str] = ()) -> Toolbox:
     served = (
         pins.server_tools(server, approved, catalogue.profile(server.profile)) for server in catalogue.servers.values()
     )
-    return Toolbox((*BUILTIN, *pins.enable(catalogue.tools, approved), *chain.from_iterable(served)))
+    return Toolbox(
+        (*BUILTIN, *pins.enable(catalogue.tools, approved), *chain.from_iterable(served)), catalogue.profiles
+    )
 
 
 _SENTENCES: Mapping[str, str] = {

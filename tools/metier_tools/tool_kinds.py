@@ -28,7 +28,7 @@ from metier_infra.declared import Declared
 from metier_tools.command_line import fits_in_a_word, only_place, places
 from metier_tools.declare import Arguments, Boxed, Facts, Filing, Name, arguments_model, unfit
 from metier_tools.json_schema import fault
-from metier_tools.tool import Language
+from metier_tools.tool import Language, Risk
 from metier_tools.toolbox import Action, Command, Fixed, Function, Written
 
 _PLAIN: Mapping[str, Any] = {"string": str, "integer": int, "number": FiniteFloat, "boolean": bool}
@@ -268,3 +268,14 @@ class ServerFile(Boxed):
     name: Name = Field(max_length=32, description="stands before the names of its tools: `NAME__TOOL`")
     timeout_s: float = Field(10.0, gt=0, le=400, description="what one call may take; seconds")
     command: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1, description="what starts the server")
+    risk: Risk = Field(
+        "destructive",
+        description="what a call of any of its tools can do at worst; what the server says of that is not asked",
+    )
+    risks: dict[str, Risk] = Field(
+        default_factory=dict[str, Risk], description="the same for single tools, by the name that the server gives them"
+    )
+
+    def risk_of(self, tool: str) -> Risk:
+        """The risk class of one of its tools, by the tool's name with or without the server's before it."""
+        return self.risks.get(tool.removeprefix(f"{self.name}__"), self.risk)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from metier_infra.errors import BadSpec
-from metier_tools.profile import STRICT, Profile
+from metier_tools.profile import STRICT, Profile, find_profile
 from metier_tools.tool import Language, ToolSpec
 
 
@@ -90,9 +90,10 @@ class Tool:
 
 
 class Toolbox:
-    """Tools by name. Raises `BadSpec` when two of them share one."""
+    """Tools by name, and the profiles that a safety bundle may name (none given: `strict@1`). Raises `BadSpec` when two tools share a name."""
 
-    def __init__(self, tools: Iterable[Tool]) -> None:
+    def __init__(self, tools: Iterable[Tool], profiles: Mapping[str, Profile] | None = None) -> None:
+        self.profiles = {STRICT.key: STRICT} if profiles is None else dict(profiles)
         self._tools: dict[str, Tool] = {}
         for tool in tools:
             if tool.spec.name in self._tools:
@@ -109,6 +110,14 @@ class Toolbox:
     def names(self) -> tuple[str, ...]:
         """The tools' names, sorted."""
         return tuple(sorted(self._tools))
+
+    def profile(self, wanted: str) -> Profile:
+        """The profile of this name, in its newest version unless it names one. Raises `BadSpec`."""
+        return find_profile(self.profiles, wanted)
+
+    def tool(self, name: str) -> Tool | None:
+        """One tool, disabled or not, or None when there is none of this name."""
+        return self._tools.get(name)
 
     def spec(self, name: str) -> ToolSpec | None:
         """The spec of one tool, or None when there is none of this name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Sense = Literal["<=", ">="]
 TARGETS: Mapping[str, tuple[Sense, float]] = {
@@ -134,11 +134,11 @@ def ratios(spreads: Mapping[str, Spread]) -> dict[str, float | None]:
     }
 
 
-def judge(figures: Mapping[str, float | None]) -> list[Target]:
+def judge(figures: Mapping[str, Any], targets: Mapping[str, tuple[Sense, float]] = TARGETS) -> list[Target]:
     """Each target beside its figure."""
     return [
         Target(name, figures.get(name), sense, bound, met(figures.get(name), sense, bound))
-        for name, (sense, bound) in TARGETS.items()
+        for name, (sense, bound) in targets.items()
     ]
 
 

@@ -18,7 +18,19 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from metier import bench_orchestrator, bench_sandbox, cli_agents, cli_runs, cli_specs, cli_tools, compose, demo
+from metier import (
+    bench_agents,
+    bench_orchestrator,
+    bench_policies,
+    bench_sandbox,
+    cli_agents,
+    cli_approvals,
+    cli_runs,
+    cli_specs,
+    cli_tools,
+    compose,
+    demo,
+)
 from metier.terminal import console
 from metier_infra.errors import AskOperator, MetierError
 
@@ -28,7 +40,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-runs = typer.Typer(help="Look at runs: list, show, watch.", no_args_is_help=True, rich_markup_mode=None)
+runs = typer.Typer(
+    help="Look at runs: list, show, watch; approve what one waits for.", no_args_is_help=True, rich_markup_mode=None
+)
 tools = typer.Typer(
     help="Run a tool runner; or look at tools, approve them, call them by hand.",
     invoke_without_command=True,
@@ -39,9 +53,13 @@ agent_files = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+approvals = typer.Typer(
+    help="Tool calls that wait for a person: list, show, grant, refuse.", no_args_is_help=True, rich_markup_mode=None
+)
 bench = typer.Typer(help="Measure Métier on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs, name="runs")
 app.add_typer(agent_files, name="agents")
+app.add_typer(approvals, name="approvals")
 app.add_typer(tools, name="tools")
 app.add_typer(bench, name="bench")
 
@@ -185,6 +203,15 @@ app.command("trace", epilog=_example("metier trace 3f2a --json"))(cli_runs.trace
 runs.command("list", epilog=_example("metier runs list --status failed --json"))(cli_runs.list_runs)
 runs.command("show", epilog=_example("metier runs show 3f2a"))(cli_runs.show)
 runs.command("watch", epilog=_example("metier runs watch 3f2a"))(cli_runs.watch)
+runs.command("approve", epilog=_example("metier runs approve 3f2a"))(cli_approvals.approve_run)
+approvals.command("list", epilog=_example("metier approvals list --all --json"))(cli_approvals.list_approvals)
+approvals.command("show", epilog=_example("metier approvals show 9c41"))(cli_approvals.show)
+approvals.command("grant", epilog=_example("""metier approvals grant 9c41 --arguments '{"to": "a@example.org"}'"""))(
+    cli_approvals.grant
+)
+approvals.command("refuse", epilog=_example('metier approvals refuse 9c41 --note "not on a Friday"'))(
+    cli_approvals.refuse
+)
 app.command(
     "demo", epilog=_example("metier demo --queries 60 --seed 7   # --live coder=openai:gpt-5 asks a real model")
 )(demo.command)
@@ -202,4 +229,8 @@ tools.command(
 )(cli_tools.execute)
 tools.command("selftest", epilog=_example("metier tools selftest --json"))(cli_tools.selftest)
 bench.command("sandbox", epilog=_example("metier bench sandbox --json"))(bench_sandbox.command)
+bench.command("policies", epilog=_example("metier bench policies --json   # some seven minutes"))(
+    bench_policies.command
+)
+bench.command("agents", epilog=_example("metier bench agents --calls 2000 --json"))(bench_agents.command)
 bench.command("orchestrator", epilog=_example("metier bench orchestrator --json"))(bench_orchestrator.command)

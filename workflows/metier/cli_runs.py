@@ -13,10 +13,11 @@ from typing import Annotated, TypeVar, cast, get_args
 import typer
 from pydantic import JsonValue
 from rich.table import Column, Table
+from rich.text import Text
 
 from metier import client, compose
 from metier.compose import Config, System
-from metier.terminal import console
+from metier.terminal import console, shown
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
 from metier_infra.journal import Journal
 from metier_infra.messages import Envelope, Event, RunFailed
@@ -31,7 +32,7 @@ RunArgument = Annotated[
 out = console()
 
 
-def _run(connect: Callable[[Config], AbstractAsyncContextManager[C]], work: Callable[[C], Awaitable[T]]) -> T:
+def run_command(connect: Callable[[Config], AbstractAsyncContextManager[C]], work: Callable[[C], Awaitable[T]]) -> T:
     """Open what a command needs, do its work, close."""
 
     async def main() -> T:
@@ -44,7 +45,8 @@ def _run(connect: Callable[[Config], AbstractAsyncContextManager[C]], work: Call
     return asyncio.run(main())
 
 
-async def _find(journal: Journal, run_id: str) -> Run:
+async def find_run(journal: Journal, run_id: str) -> Run:
+    """The run. Raises `MissingRun`."""
     run = await journal.runs.get(run_id)
     if run is None:
         raise MissingRun(f"no run, or more than one, begins with {run_id!r}; `metier runs list` shows them")
@@ -62,14 +64,14 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Ask for a run: publish a task event."""
-    body = _object(sys.stdin.read() if value == "-" else value)
+    body = json_object(sys.stdin.read() if value == "-" else value)
     if not wait:
-        sent = _run(client.connect, lambda system: client.publish(system.bus, workflow, body, event_id=event_id))
+        sent = run_command(client.connect, lambda system: client.publish(system.bus, workflow, body, event_id=event_id))
         run_id = client.run_id_of(sent.source, sent.id)
         typer.echo(json.dumps({"run_id": run_id, "request_id": sent.id}) if as_json else f"run {run_id}")
         return
     try:
-        end = _run(
+        end = run_command(
             client.connect,
             lambda system: client.publish_and_wait(
                 system.bus, workflow, body, event_id=event_id, timeout_s=timeout_s, journal=system.journal
@@ -94,7 +96,8 @@ def _tell_end(end: client.Ended, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _object(text: str) -> dict[str, JsonValue]:
+def json_object(text: str) -> dict[str, JsonValue]:
+    """The JSON object in a command's words. Raises `BadSettings`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -105,7 +108,7 @@ def _object(text: str) -> dict[str, JsonValue]:
 
 
 def list_runs(
-    status: Annotated[str | None, typer.Option(help="accepted, running, succeeded or failed.")] = None,
+    status: Annotated[str | None, typer.Option(help="accepted, running, parked, succeeded or failed.")] = None,
     workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: Json = False,
@@ -113,32 +116,43 @@ def list_runs(
     """List the newest runs."""
     if status not in {None, *get_args(RunStatus)}:
         raise BadSettings(f"no run is ever {status!r}; the states are {', '.join(get_args(RunStatus))}")
-    found = _run(client.reading, lambda journal: journal.runs.recent(status=status, workflow=workflow, limit=limit))
+
+    async def work(journal: Journal) -> list[tuple[Run, str]]:
+        found = await journal.runs.recent(status=status, workflow=workflow, limit=limit)
+        return [(run, await _why(journal, run)) for run in found]
+
+    found = run_command(client.reading, work)
     if as_json:
-        typer.echo(json.dumps([run.model_dump(mode="json") for run in found]))
+        typer.echo(json.dumps([run.model_dump(mode="json") for run, _ in found]))
         return
     table = Table(
         *[Column(head, no_wrap=True) for head in ("run", "workflow", "status", "accepted", "took", "cost USD", "why")]
     )
-    for run in found:
-        table.add_row(*_row(run))
+    for run, why in found:
+        table.add_row(*map(Text, _row(run, why)))
     out.print(table)
 
 
-def _row(run: Run) -> tuple[str, ...]:
+async def _why(journal: Journal, run: Run) -> str:
+    """Why a run failed, or what it waits for."""
+    if run.failure:
+        return f"{run.failure.code}: {run.failure.message}"
+    if run.status != "parked":
+        return ""
+    waiting = [one for one in await journal.approvals.of_run(run.run_id) if one.granted is None]
+    return "waits for " + "; ".join(f"approval {one.approval_id[:12]} of {one.tool}" for one in waiting)
+
+
+def _row(run: Run, why: str) -> tuple[str, ...]:
     accepted = datetime.fromtimestamp(run.accepted_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
     took = f"{run.finished_at - run.accepted_at:.2f} s" if run.finished_at else ""
-    why = (
-        " ".join(f"{run.failure.code}: {run.failure.message}".split())[: max(20, out.width - 100)]
-        if run.failure
-        else ""
-    )
-    return run.run_id[:12], run.workflow, run.status, accepted, took, f"{run.cost_usd:.6f}", why
+    told = shown(" ".join(why.split()))[: max(20, out.width - 100)]
+    return run.run_id[:12], run.workflow, run.status, accepted, took, f"{run.cost_usd:.6f}", told
 
 
 def show(run_id: RunArgument, as_json: Json = False) -> None:
     """Show one run: input, state, result."""
-    run = _run(client.reading, lambda journal: _find(journal, run_id))
+    run = run_command(client.reading, lambda journal: find_run(journal, run_id))
     if as_json:
         typer.echo(run.model_dump_json())
     else:
@@ -156,11 +170,11 @@ def watch(run_id: RunArgument, as_json: Json = False) -> None:
             out.print(event.time.strftime("%H:%M:%S"), event.data.TYPE.removeprefix("io.metier."), data)
 
     async def work(system: System) -> Run:
-        run = await _find(system.journal, run_id)
+        run = await find_run(system.journal, run_id)
         await client.watch(system, run.run_id, tell)
-        return await _find(system.journal, run.run_id)
+        return await find_run(system.journal, run.run_id)
 
-    run = _run(client.connect, work)
+    run = run_command(client.connect, work)
     if not as_json:
         typer.echo(f"run {run.run_id} {run.status}")
 
@@ -170,9 +184,9 @@ def trace(run_id: RunArgument, as_json: Json = False) -> None:
     from metier.trace import TraceNode, gather, render, tree
 
     async def work(journal: Journal) -> TraceNode:
-        return tree(await gather(journal, await _find(journal, run_id)))
+        return tree(await gather(journal, await find_run(journal, run_id)))
 
-    node = _run(client.reading, work)
+    node = run_command(client.reading, work)
     if as_json:
         typer.echo(node.model_dump_json())
     else:

@@ -151,9 +151,10 @@ def _told(config: compose.Config, known: Catalogue, servers: Iterable[str]) -> _
 
 
 def _definitions(config: compose.Config, known: Catalogue, server: str, sandbox: Sandbox) -> list[ToolSpec]:
-    timeout_s = known.servers[server].timeout_s
+    """Its tools as it describes them now, with what its file says of each: no server is asked how risky it is."""
+    file = known.servers[server]
     specs = sandbox.definitions(compose.server_recipe(config, known, server))
-    return [spec.model_copy(update={"timeout_s": timeout_s}) for spec in specs]
+    return [spec.model_copy(update={"timeout_s": file.timeout_s, "risk": file.risk_of(spec.name)}) for spec in specs]
 
 
 def approve(

@@ -23,6 +23,8 @@ from metier_infra.journal import Journal
 from metier_infra.messages import (
     EVENTS_TOPIC,
     REQUESTS,
+    ApprovalSettled,
+    ApprovalWanted,
     DecisionMade,
     Delivery,
     Envelope,
@@ -39,6 +41,7 @@ from metier_infra.service import send
 
 SOURCE = "/metier/cli"
 Ended = RunSucceeded | RunFailed
+Watched = RunStarted | DecisionMade | ApprovalWanted | ApprovalSettled | Ended
 
 
 def dev_socket(config: Config) -> Path:
@@ -154,7 +157,7 @@ async def watch(system: System, run_id: RunId, show: Callable[[Envelope[Event]],
 
     def seen(event: Envelope[Event]) -> None:
         data = event.data
-        if isinstance(data, RunStarted | DecisionMade | RunSucceeded | RunFailed) and data.run_id == run_id:
+        if isinstance(data, Watched) and data.run_id == run_id:
             show(event)
             if isinstance(data, Ended):
                 over.set()

@@ -303,10 +303,9 @@ def served(config: Config) -> Toolbox:
 
     kinds = tool_kinds(config)
     strange = f"its kind is not among those that are run here: METIER_TOOL_KINDS says {', '.join(kinds) or 'none'}"
-    return Toolbox(
-        tool if tool.spec.kind in kinds else replace(tool, disabled=tool.disabled or strange)
-        for tool in toolbox(config)
-    )
+    every = toolbox(config)
+    here = (tool if tool.spec.kind in kinds else replace(tool, disabled=tool.disabled or strange) for tool in every)
+    return Toolbox(here, every.profiles)
 
 
 def catalogue(config: Config) -> Catalogue:

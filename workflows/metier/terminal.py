@@ -24,6 +24,13 @@ def console() -> Console:
     return Console(width=None if known else PLAIN_WIDTH)
 
 
+def shown(text: str) -> str:
+    """Text of others as one line that a terminal only shows: what is not printable (control characters, changes of direction) is escaped."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode() for one in text
+    )
+
+
 def on_terminal(stream: IO[str] | None) -> bool:
     """Whether a person is at the other end. Python has None for a stream that was closed before it began."""
     return stream is not None and stream.isatty()

@@ -43,9 +43,10 @@ def change(spec: ToolSpec, before: Approved | None) -> str:
 
 
 def _told(spec: ToolSpec) -> dict[str, str]:
-    """The parts that the digest covers."""
+    """The parts that an approval covers."""
     return {
         "kind": spec.kind,
+        "risk": spec.risk,
         "description": spec.description,
         "parameters": _text(spec.parameters),
         "also": _text(spec.also),

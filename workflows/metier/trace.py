@@ -12,14 +12,16 @@ from typing import Literal
 from rich.text import Text
 from rich.tree import Tree
 
-from metier_agents.turns import Assessed, ModelTurn, Realised, ToolTurn, load
+from metier_agents.turns import Assessed, Compared, ModelTurn, Realised, ToolTurn, load
 from metier_infra.journal import Journal
-from metier_infra.messages import CallId, Decision, RunId, Word
-from metier_infra.rows import Call, Run, Step, ToolCallRow
+from metier_infra.messages import CallId, Decision, RunId, Word, stable_id
+from metier_infra.rows import Approval, Call, Run, Step, ToolCallRow
 from metier_infra.telemetry import trace_id
 from metier_tools.tool import ToolResult
 
-Kind = Literal["event", "workflow", "decision", "call", "agent", "model", "weighing", "tool", "container", "answer"]
+Kind = Literal[
+    "event", "workflow", "decision", "call", "agent", "model", "weighing", "approval", "tool", "container", "answer"
+]
 _STYLE: Mapping[Kind, str] = {
     "event": "magenta",
     "workflow": "bold",
@@ -28,6 +30,7 @@ _STYLE: Mapping[Kind, str] = {
     "agent": "bold cyan",
     "model": "cyan",
     "weighing": "yellow",
+    "approval": "bold magenta",
     "tool": "green",
     "container": "blue",
     "answer": "bold green",
@@ -55,6 +58,7 @@ class Rows:
     calls: Sequence[Call]
     steps: Mapping[CallId, Sequence[Step]]
     tools: Sequence[ToolCallRow]
+    approvals: Sequence[Approval] = ()
 
 
 async def gather(journal: Journal, run: Run) -> Rows:
@@ -62,7 +66,8 @@ async def gather(journal: Journal, run: Run) -> Rows:
     run_id = RunId(run.run_id)
     calls = await journal.calls.of_run(run_id)
     steps = {call.call_id: await journal.steps.of_call(call.call_id) for call in calls}
-    return Rows(run, await journal.decisions.of_run(run_id), calls, steps, await journal.tools.of_run(run_id))
+    decisions, tools = await journal.decisions.of_run(run_id), await journal.tools.of_run(run_id)
+    return Rows(run, decisions, calls, steps, tools, await journal.approvals.of_run(run_id))
 
 
 def tree(rows: Rows) -> TraceNode:
@@ -142,16 +147,22 @@ def _answer(rows: Rows, call: Call) -> list[TraceNode]:
 def _turns(rows: Rows, call: Call) -> list[TraceNode]:
     made = {row.tool_call_id: row for row in rows.tools if row.call_id == call.call_id}
     nodes: list[TraceNode] = []
-    for message in (message for step in rows.steps[call.call_id] for message in load(step.body)):
+    for step, message in ((one, message) for one in rows.steps[call.call_id] for message in load(one.body)):
         match message:
             case ModelTurn():
-                nodes.append(_model(rows.run.accepted_at, message))
+                nodes += [_model(rows.run.accepted_at, message), *_approvals(rows, step, message)]
             case ToolTurn():
                 row = next((found for key, found in made.items() if key == message.tool_call_id), None)
                 nodes.append(_tool(rows.run.accepted_at, message, row))
             case Assessed():
                 found = ", ".join(f"{tool.estimate.tool} is worth {tool.value:+.3f}" for tool in message.tools)
                 nodes.append(TraceNode(kind="weighing", name="tools weighed", note=found or "no tool fits"))
+            case Compared():
+                stands = (
+                    "agree" if message.agreed else "differ; the model's own stands" if message.keeps_own else "differ"
+                )
+                note = f"the answer after tools and the model's own before: {stands}"
+                nodes.append(TraceNode(kind="weighing", name="answers compared", note=note))
             case Realised():
                 note = f"predicted {message.predicted:+.3f}, realised {message.realised:+.3f}"
                 nodes.append(TraceNode(kind="weighing", name=f"{message.tool} judged", note=note))
@@ -186,6 +197,29 @@ def _tool(zero: float, turn: ToolTurn, row: ToolCallRow | None) -> TraceNode:
         ms=_since(row.requested_at, row.finished_at) if row else None,
         note=turn.result.status,
         children=(_container(turn.result),) if turn.result.container else (),
+    )
+
+
+def _approvals(rows: Rows, step: Step, turn: ModelTurn) -> list[TraceNode]:
+    """What people were asked about the tool uses of a turn."""
+    ids = [stable_id(step.call_id, step.n, index) for index in range(len(turn.uses))]
+    return [_approval(rows.run.accepted_at, one) for one in rows.approvals if one.approval_id in ids]
+
+
+def _approval(zero: float, one: Approval) -> TraceNode:
+    decided = "waits" if one.granted is None else f"{'granted' if one.granted else 'refused'} by {one.decided_by}"
+    notes = [
+        decided,
+        "with other arguments" if one.changed is not None else "",
+        one.note or "",
+        f"asked because: {one.why}",
+    ]
+    return TraceNode(
+        kind="approval",
+        name=one.tool,
+        at_ms=_since(zero, one.wanted_at),
+        ms=_since(one.wanted_at, one.decided_at),
+        note=_short("; ".join(note for note in notes if note), 200),
     )
 
 

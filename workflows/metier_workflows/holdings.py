@@ -65,8 +65,16 @@ class Holdings:
             work.close()
             return
         task = asyncio.create_task(self._in_turn(work))
-        self._held[desk.run_id] = Held(task, desk, partition)
-        task.add_done_callback(lambda _: self._held.pop(desk.run_id, None))
+        held = self._held[desk.run_id] = Held(task, desk, partition)
+        task.add_done_callback(lambda _: self._forget(held))
+
+    def _forget(self, held: Held) -> None:
+        if self._held.get(held.desk.run_id) is held:
+            del self._held[held.desk.run_id]
+
+    def leave(self, run_id: RunId) -> None:
+        """The run is about to be parked: from now on, whatever wakes it takes it up anew."""
+        self._held.pop(run_id, None)
 
     async def _in_turn(self, work: Coroutine[None, None, None]) -> None:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,7 +25,10 @@ from metier_infra.messages import (
     REQUESTS,
     RUNS,
     AgentCard,
+    ApprovalDecided,
     CallAnswered,
+    CallId,
+    CallParked,
     Delivery,
     Envelope,
     Event,
@@ -40,9 +43,11 @@ from metier_infra.retry import persist
 from metier_infra.rows import Run
 from metier_infra.service import PATIENT, EventHandler, Ready, processing, send, serve
 from metier_workflows import node
+from metier_workflows.approving import SOURCE, Approving
 from metier_workflows.checkpoint import JournalSaver
 from metier_workflows.holdings import Holdings
-from metier_workflows.run_desk import SOURCE, RunDesk
+from metier_workflows.run_desk import RunDesk
+from metier_workflows.segment import Parked, to_the_end, written
 from metier_workflows.workflow import Workflow, Workflows
 
 log = structlog.get_logger()
@@ -79,6 +84,7 @@ class Orchestrator:
         self._instance = instance
         self._drain_s = drain_s
         self._holdings = Holdings(journal, instance, self._wake, limit)
+        self._approving = Approving(bus, journal)
 
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
         """Serve until `stop`; then end or let go of every run, so that another replica can take it at once."""
@@ -89,7 +95,7 @@ class Orchestrator:
             [RUNS], "metier.orchestrator.runs", ready=ready.one, revoked=lambda _, lost: self._holdings.moved(lost)
         )
         async with asyncio.TaskGroup() as group:
-            group.create_task(serve(self._bus, requests, {RunRequested: self._on_request}, stop))
+            group.create_task(serve(self._bus, requests, self._request_handlers(), stop))
             group.create_task(serve(self._bus, runs, self._run_handlers(), last))
             keepers = [group.create_task(self._renew()), group.create_task(self._attend())]
             await stop.wait()
@@ -100,8 +106,11 @@ class Orchestrator:
                 keeper.cancel()
         await self._holdings.hand_over()
 
+    def _request_handlers(self) -> Mapping[type[Event], EventHandler]:
+        return {RunRequested: self._on_request, ApprovalDecided: self._approving.on_decided}
+
     def _run_handlers(self) -> Mapping[type[Event], EventHandler]:
-        return {RunAccepted: self._on_accepted, CallAnswered: self._on_answered}
+        return {RunAccepted: self._on_accepted, CallAnswered: self._on_answered, CallParked: self._on_parked}
 
     async def _on_request(self, envelope: Envelope[RunRequested], delivery: Delivery) -> None:
         """Write the run down under its event's (source, id); announce it. A duplicate starts nothing."""
@@ -137,7 +146,18 @@ class Orchestrator:
         await send(self._bus, RUNS, event, parent=run.traceparent)
 
     async def _on_accepted(self, envelope: Envelope[RunAccepted], delivery: Delivery) -> None:
-        self._take(envelope.data.run_id, envelope, delivery)
+        """Take the run up; where it runs here already, one of its calls may go on that waited for a person."""
+        desk = self._holdings.desk(envelope.data.run_id)
+        if desk is None:
+            self._take(envelope.data.run_id, envelope, delivery)
+        else:
+            desk.look()
+
+    async def _on_parked(self, envelope: Envelope[CallParked], delivery: Delivery) -> None:
+        """A run that is not here has nothing to hear of it: whoever takes it up finds the call parked."""
+        with processing(envelope, delivery):
+            if desk := self._holdings.desk(envelope.data.run_id):
+                desk.look(envelope.data.call_id)
 
     async def _on_answered(self, envelope: Envelope[CallAnswered], delivery: Delivery) -> None:
         """An answer wakes its run: where it runs here, by its future; else by taking the run up, which finds the answer."""
@@ -180,7 +200,12 @@ class Orchestrator:
             await self._journal.runs.release(self._instance, run_id)
 
     async def _segment(self, run: Run, desk: RunDesk, span: telemetry.Span) -> None:
-        result, failure = await self._outcome(run, desk)
+        try:
+            result, failure = await self._outcome(run, desk)
+        except Parked as parked:
+            span.set({telemetry.RUN_STATE: "parked"})
+            await self._park(run, parked.waits_for)
+            return
         finished = await self._journal.runs.finish(run.run_id, run.epoch, result=result, failure=failure)
         span.set({telemetry.RUN_STATE: finished.status, telemetry.COST_USD: finished.cost_usd})
         if failure:
@@ -209,9 +234,25 @@ class Orchestrator:
         saver = JournalSaver(self._journal.db, run.epoch)
         config: RunnableConfig = {"configurable": {"thread_id": run.run_id}}
         graph = workflow.compiled.copy({"checkpointer": saver})
-        begun = run.epoch > 1 and await saver.aget_tuple(config) is not None
+        begun = await saver.aget_tuple(config) if run.epoch > 1 else None
         with node.at(desk):
-            return dict(await graph.ainvoke(None if begun else value, config, durability="sync"))
+            chunks = graph.astream(
+                None if begun else value,
+                config,
+                stream_mode=["values", "tasks"],
+                output_keys=graph.output_channels,
+                durability="sync",
+            )
+            return await to_the_end(desk, chunks, done=written(begun))
+
+    async def _park(self, run: Run, waits_for: Sequence[CallId]) -> None:
+        """Let go of a run that waits for persons alone. Whatever wakes it from now on takes it up anew, and fences this segment off."""
+        self._holdings.leave(run.run_id)
+        if await self._journal.runs.park(run.run_id, run.epoch, waits_for):
+            log.info("run parked", action="wait for a person", run_id=run.run_id, calls=len(waits_for))
+            return
+        await self._journal.runs.release(self._instance, run.run_id)
+        await self._wake(run)
 
     async def _announce(self, run: Run) -> None:
         """Publish the terminal event, under an id that never changes, and remember that it went out."""
@@ -240,6 +281,7 @@ class Orchestrator:
         quiet_s = 0.0
         while True:
             with suppress(RetryLater):
+                await self._approving.attend(quiet_s)
                 for run in await self._journal.runs.unattended(quiet_s):
                     if run.run_id not in self._holdings:
                         await self._attend_to(run)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from metier_infra import telemetry
 from metier_infra.bus import Bus
@@ -20,7 +21,6 @@ from metier_infra.messages import (
     Answer,
     CallAnswered,
     CallId,
-    CallRequested,
     Decision,
     DecisionMade,
     Envelope,
@@ -33,26 +33,64 @@ from metier_infra.messages import (
 from metier_infra.retry import persist
 from metier_infra.rows import Call
 from metier_infra.service import PATIENT, send
+from metier_workflows.approving import SOURCE, call_event
 from metier_workflows.node import Place
 
-SOURCE = "/metier/orchestrator"
+
+@dataclass
+class Waiter:
+    """A node that waits for a call. `news` says that the call was answered, or is to be looked at again."""
+
+    place: Place
+    parked: bool = False
+    answered: CallAnswered | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class RunDesk:
-    """See `metier_workflows.node.Desk`. `traceparent` is the root of the run's trace."""
+    """See `metier_workflows.node.Desk`. `traceparent` is the root of the run's trace; `idle` is set while the run waits for persons alone.
+
+    The orchestrator says which tasks of the graph `began` and `ended`: a node that does something else keeps the run in memory.
+    """
 
     def __init__(self, run_id: RunId, bus: Bus, journal: Journal, cards: Mapping[str, AgentCard]) -> None:
         self.run_id = run_id
         self.traceparent: str | None = None
+        self.idle = asyncio.Event()
         self._bus = bus
         self._journal = journal
         self._cards = cards
         self._asked: Counter[tuple[Place, str]] = Counter()
-        self._waiting: dict[CallId, asyncio.Future[CallAnswered]] = {}
+        self._waiting: dict[CallId, Waiter] = {}
+        self._tasks: set[str] = set()
 
     def cards(self) -> Mapping[str, AgentCard]:
         """See `Desk.cards`."""
         return self._cards
+
+    def began(self, task: str) -> None:
+        """A task of the graph runs."""
+        self._tasks.add(task)
+        self._weigh()
+
+    def ended(self, task: str) -> None:
+        """It ended."""
+        self._tasks.discard(task)
+        self._weigh()
+
+    @property
+    def waits_for(self) -> Sequence[CallId]:
+        """The calls that nodes wait for."""
+        return list(self._waiting)
+
+    def _weigh(self) -> None:
+        """Set `idle` if every task of the graph waits, and waits for parked calls alone."""
+        places = [waiter.place.task for waiter in self._waiting.values()]
+        waiting = all(any(task in place for place in places) for task in self._tasks)
+        if places and waiting and all(waiter.parked for waiter in self._waiting.values()):
+            self.idle.set()
+        else:
+            self.idle.clear()
 
     def _next(self, kind: str, place: Place, what: str) -> str:
         """An id that depends on the run, the node's task, what is asked and how often it was asked there before.
@@ -67,38 +105,66 @@ class RunDesk:
         if agent not in self._cards:
             raise WorkflowBroken(f"no agent is called {agent!r}; there are: {', '.join(sorted(self._cards)) or 'none'}")
         call_id = CallId(self._next("call", place, stable_id(agent, task.model_dump_json())))
-        waiter = self._waiting[call_id] = asyncio.get_running_loop().create_future()
+        waiter = self._waiting[call_id] = Waiter(place)
         call = Call(call_id=call_id, run_id=self.run_id, agent=agent, task=task, deadline=time.time() + timeout_s)
-        attributes = {telemetry.AGENT_NAME: agent, telemetry.CALL_ID: call_id, telemetry.OPERATION: "invoke_agent"}
         try:
-            with telemetry.span(telemetry.invoke_agent(agent), "client", attributes=attributes):
-                stored = await self._journal.calls.request(call)
-                if stored.answered_at is None:
-                    stored = await self._await(stored, waiter)
-                return _answer(stored)
+            self._weigh()
+            stored = await self._journal.calls.request(call)
+            while stored.answered_at is None and waiter.answered is None:
+                stored = await (self._parked(waiter, stored) if stored.parked_at else self._hot(waiter, stored))
+            return _answer(_with(stored, waiter.answered))
         finally:
             del self._waiting[call_id]
+            self._weigh()
 
-    async def _await(self, call: Call, waiter: asyncio.Future[CallAnswered]) -> Call:
-        request = CallRequested(
-            run_id=call.run_id, call_id=call.call_id, agent=call.agent, task=call.task, deadline=call.deadline
-        )
+    async def _hot(self, waiter: Waiter, call: Call) -> Call:
+        """Send the call, and wait for news of it until its deadline; how it stands then."""
         topic = tasks_topic(call.agent)
-        event = Envelope(request, f"{call.call_id}/requested", SOURCE, call.call_id)
+        attributes = {telemetry.AGENT_NAME: call.agent, telemetry.CALL_ID: call.call_id, telemetry.OPERATION: "invoke_agent"}  # fmt: skip
+        with telemetry.span(telemetry.invoke_agent(call.agent), "client", attributes=attributes):
+            try:
+                async with asyncio.timeout(max(0.0, call.deadline - time.time())):
+                    await persist(f"send to {topic}", lambda: send(self._bus, topic, call_event(call)), PATIENT)
+                    return await self._news(waiter, call)
+            except TimeoutError:
+                return await self._overdue(await self._look(call))
+
+    async def _parked(self, waiter: Waiter, call: Call) -> Call:
+        """Wait, with no span open and no deadline, for news of a call that waits for a person; how it stands then."""
+        waiter.parked = True
+        self._weigh()
         try:
-            async with asyncio.timeout(max(0.0, call.deadline - time.time())):
-                await persist(f"send to {topic}", lambda: send(self._bus, topic, event), PATIENT)
-                answered = await waiter
-        except TimeoutError:
-            late = DeadlineMissed(f"the agent {call.agent!r} gave no answer before the call's deadline")
-            return await self._journal.calls.answer(call.call_id, failure=Failure(code=late.code, message=str(late)))
-        return call.model_copy(update={"answer": answered.answer, "failure": answered.failure})
+            return await self._news(waiter, call)
+        finally:
+            waiter.parked = False
+
+    async def _news(self, waiter: Waiter, call: Call) -> Call:
+        await waiter.news.wait()
+        waiter.news.clear()
+        return call if waiter.answered else await self._look(call)
+
+    async def _look(self, call: Call) -> Call:
+        return await self._journal.calls.get(call.call_id) or call
+
+    async def _overdue(self, call: Call) -> Call:
+        """End a call whose deadline is over; one that is parked, or was, has more time than it had."""
+        if call.answered_at is not None or call.parked_at is not None or call.deadline > time.time():
+            return call
+        late = DeadlineMissed(f"the agent {call.agent!r} gave no answer before the call's deadline")
+        return await self._journal.calls.answer(call.call_id, failure=Failure(code=late.code, message=str(late)))
 
     def deliver(self, answered: CallAnswered) -> None:
         """Hand a committed result to the node that waits for it; a second one, or one for another time, is dropped."""
         waiter = self._waiting.get(answered.call_id)
-        if waiter is not None and not waiter.done():
-            waiter.set_result(answered)
+        if waiter is not None and waiter.answered is None:
+            waiter.answered = answered
+            waiter.news.set()
+
+    def look(self, call_id: CallId | None = None) -> None:
+        """A call was parked, or goes on: the node that waits for it shall look. None: all that wait for a person."""
+        for known, waiter in self._waiting.items():
+            if known == call_id or (call_id is None and waiter.parked):
+                waiter.news.set()
 
     async def decide(self, place: Place, decision: Decision) -> Decision:
         """See `Desk.decide`. Told each time that the node runs, under one id: at least once."""
@@ -107,6 +173,10 @@ class RunDesk:
         event = Envelope(DecisionMade(run_id=self.run_id, decision=kept), decision_id, SOURCE, self.run_id)
         await persist("tell a decision", lambda: send(self._bus, EVENTS_TOPIC, event), PATIENT)
         return kept
+
+
+def _with(call: Call, answered: CallAnswered | None) -> Call:
+    return call.model_copy(update={"answer": answered.answer, "failure": answered.failure}) if answered else call
 
 
 def _answer(call: Call) -> Answer:

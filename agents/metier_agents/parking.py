@@ -1,0 +1,38 @@
+"""How a worker lets go of a call that waits for a person: nothing of it stays in this process.
+
+The worker calls `park` when a call's work ended in `Parked`. A decision brings the call to its agent's topic again; whoever takes it goes on.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from metier_infra.bus import Bus
+from metier_infra.journal import Journal
+from metier_infra.messages import EVENTS_TOPIC, RUNS, ApprovalWanted, CallParked, Envelope
+from metier_infra.rows import Approval, Call
+from metier_infra.service import send
+
+log = structlog.get_logger()
+
+
+async def park(bus: Bus, journal: Journal, call: Call, holder: str) -> Call:
+    """Give the call up, then tell who is asked and that its run need not wait for it; what is stored.
+
+    A worker that dies in between gets the call again, and tells the same under the same ids.
+    """
+    parked = await journal.calls.park(call.call_id, holder)
+    if parked.answered_at is not None:
+        return parked
+    source = f"/metier/agents/{call.agent}"
+    wanted = await journal.approvals.undecided(call.call_id)
+    asked = [Envelope(_asked(one), f"{one.approval_id}/wanted", source, call.run_id) for one in wanted]
+    await send(bus, EVENTS_TOPIC, *asked)
+    told = CallParked(run_id=call.run_id, call_id=call.call_id)
+    await send(bus, RUNS, Envelope(told, f"{call.call_id}/parked/{call.attempt}", source, call.run_id))
+    log.info("call parked", action="ask a person", call_id=call.call_id, agent=call.agent, approvals=len(wanted))
+    return parked
+
+
+def _asked(approval: Approval) -> ApprovalWanted:
+    return ApprovalWanted.model_validate(approval.model_dump())

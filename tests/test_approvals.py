@@ -1,0 +1,704 @@
+"""Tool calls that wait for a person, through the real worker and orchestrator: nothing is held meanwhile, only what was approved runs, whatever dies or comes twice.
+
+Not here: killed processes, and what a bundle says of a call; `test_safety` has that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import operator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypedDict, TypeVar, cast
+from weakref import WeakSet
+
+import pytest
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Send
+from pydantic import BaseModel, JsonValue
+
+from metier.trace import gather, render, tree
+from metier_agents.attempt import Attempt
+from metier_agents.model import ScriptedModel
+from metier_agents.safety import Bundle
+from metier_agents.spec import AgentSpec
+from metier_agents.testing import ScriptedLane
+from metier_agents.turns import ModelTurn, ToolTurn, ToolUse, load, of_kind
+from metier_agents.worker import AgentWorker
+from metier_infra.bus import Bus, Consumption, MemoryBus
+from metier_infra.database import Database, Params, Row, Statement, migrate
+from metier_infra.errors import JournalGone
+from metier_infra.journal import Journal
+from metier_infra.kafka_bus import KafkaBus
+from metier_infra.kafka_topics import Topic, apply
+from metier_infra.messages import (
+    DEAD_LETTERS,
+    EVENTS_TOPIC,
+    REQUESTS,
+    RUNS,
+    AgentCard,
+    ApprovalDecided,
+    ApprovalSettled,
+    ApprovalWanted,
+    CallAnswered,
+    Delivery,
+    Envelope,
+    Event,
+    RunFailed,
+    RunId,
+    RunRequested,
+    RunSucceeded,
+    decode,
+    encode,
+    stable_id,
+    tasks_topic,
+)
+from metier_infra.postgres_journal import PostgresDatabase
+from metier_infra.rows import Approval, Run
+from metier_infra.service import Ready
+from metier_infra.settings import KafkaSettings
+from metier_infra.sqlite_journal import SqliteDatabase
+from metier_tools.builtin import BUILTIN
+from metier_tools.tool import ToolResult
+from metier_workflows.holdings import Held
+from metier_workflows.node import agent
+from metier_workflows.orchestrator import Orchestrator
+from metier_workflows.workflow import Graph, Workflows, workflow
+
+T = TypeVar("T")
+HUNG = 30
+LEASE_S = 0.3
+"""A keeper looks every third of it."""
+
+
+class State(TypedDict):
+    """What the graphs share."""
+
+    text: str
+    said: Annotated[list[str], operator.add]
+
+
+class Said(TypedDict):
+    """What they give."""
+
+    said: list[str]
+
+
+class Text(BaseModel):
+    """What they take."""
+
+    text: str
+
+
+class Errand(TypedDict):
+    """What one branch gets."""
+
+    text: str
+
+
+async def say(state: State) -> dict[str, Any]:
+    return {"said": [(await agent("solver").ask(state["text"], timeout_s=HUNG)).text]}
+
+
+async def careful(state: State) -> dict[str, Any]:
+    """An author who takes every error for a failure."""
+    try:
+        return await say(state)
+    except Exception as error:
+        return {"said": [f"failed: {error!r}"]}
+
+
+ERRANDS: dict[str, asyncio.Event] = {}
+ENTERED: list[str] = []
+
+
+async def errand(state: Errand) -> dict[str, Any]:
+    """Asks; or, where the text says so, does something of the author's that takes its time."""
+    ENTERED.append(state["text"])
+    if state["text"] in ERRANDS:
+        await ERRANDS[state["text"]].wait()
+        return {"said": [state["text"]]}
+    return {"said": [(await agent("solver").ask(state["text"], timeout_s=HUNG)).text]}
+
+
+def one(node: Any) -> Graph:
+    made = StateGraph(State, output_schema=Said)
+    made.add_node("node", node)
+    made.add_edge(START, "node")
+    made.add_edge("node", END)
+    return made
+
+
+def fan() -> Graph:
+    def words(state: State) -> list[Send]:
+        return [Send("errand", Errand(text=word)) for word in state["text"].split()]
+
+    made = StateGraph(State, output_schema=Said)
+    made.add_node("errand", errand)
+    made.add_conditional_edges(START, words, ["errand"])
+    made.add_edge("errand", END)
+    return made
+
+
+WORKFLOWS = Workflows(
+    [
+        workflow("one", input=Text)(lambda: one(say)),
+        workflow("careful", input=Text)(lambda: one(careful)),
+        workflow("fan", input=Text)(fan),
+    ]
+)
+SPEC = AgentSpec.model_validate(
+    {"name": "solver", "model": "scripted:x", "policy": {"kind": "collaborative"}, "tools": [{"name": "python"}]}
+)
+CARDS = {"solver": AgentCard(name="solver", model="m", policy="collaborative")}
+ANSWER = ModelTurn(text="ANSWER: 42\nCONFIDENCE: 0.9", cost_usd=0.01)
+
+
+def uses(*codes: str) -> ModelTurn:
+    return ModelTurn(
+        uses=tuple(ToolUse(id=f"u{n}", tool="python", arguments={"code": code}) for n, code in enumerate(codes)),
+        cost_usd=0.01,
+    )
+
+
+def bundle(within_s: float = 600.0, **more: Any) -> Bundle:
+    rules: list[dict[str, Any]] = [
+        {"then": "ask", "arguments": {"code": "ask"}, "why": "it looks dear"},
+        {"then": "deny", "arguments": {"code": "evil"}, "why": "evil is forbidden"},
+        {"then": "skip", "arguments": {"code": "skip"}, "say": "nobody needs that"},
+        {"then": "mutate", "arguments": {"code": "change"}, "change": {"code": "mild"}},
+    ]
+    return Bundle.model_validate(
+        {"name": "b", "version": 1, "tools": {"allow": ["*"]}, "rules": rules, "otherwise": "allow", "within_s": within_s, **more}
+    )  # fmt: skip
+
+
+@dataclass
+class Mortal:
+    """A database whose process dies at its n-th write: before it, or after it was committed. The dead write and read no more."""
+
+    inner: Database
+    at: int | None = None
+    committed: bool = False
+    writes: int = 0
+    dead: bool = False
+    died: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
+        self._check()
+        return await self.inner.read(sql, params)
+
+    def _check(self) -> None:
+        if self.dead:
+            raise JournalGone("its process is dead")
+
+    async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
+        self._check()
+        renewal = any("held_until = :now + :ttl WHERE holder" in one.sql or "lease_until = :now + :ttl WHERE owner" in one.sql for one in statements)  # fmt: skip
+        if renewal:
+            return await self.inner.write(*statements)
+        self.writes += 1
+        dies = self.writes == self.at
+        if dies and not self.committed:
+            await self._end()
+        rows = await self.inner.write(*statements)
+        if dies:
+            await self._end()
+        return rows
+
+    async def _end(self) -> None:
+        self.dead = True
+        self.died.set()
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+@dataclass
+class House:
+    """A bus and a journal, one worker and one orchestrator, which come and go; what the model was asked and the lane was given stays."""
+
+    bus: Bus
+    db: Database
+    lease_s: float = LEASE_S
+    script: Sequence[ModelTurn] = (uses("ask"), ANSWER)
+    rules: Bundle = field(default_factory=bundle)
+    lane: ScriptedLane = field(default_factory=lambda: ScriptedLane(lambda _: ToolResult(status="ok", stdout="42")))
+    asked: int = 0
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.db, self.lease_s)
+
+    def _model(self) -> ScriptedModel:
+        house = self
+
+        class Recorded(ScriptedModel):
+            async def ask(self, messages: Any, **more: Any) -> ModelTurn:
+                house.asked += 1
+                done = len(of_kind(messages, ModelTurn))
+                return house.script[done].model_copy(update={"model": "m"})
+
+        return Recorded([])
+
+    @asynccontextmanager
+    async def worker(self, db: Database | None = None) -> AsyncGenerator[None]:
+        role = AgentWorker(
+            bus=self.bus, journal=Journal(db or self.db, self.lease_s), lane=self.lane, toolbox=BUILTIN,
+            agents={"solver": SPEC}, open_model=lambda _: self._model(), grant_key=b"k" * 32, instance="w",
+            bundles={"solver": self.rules}, drain_s=1,
+        )  # fmt: skip
+        ready = asyncio.Event()
+        async with running(role.run(asyncio.Event(), ready.set), ready):
+            yield
+
+    @asynccontextmanager
+    async def orchestrator(self, db: Database | None = None) -> AsyncGenerator[None]:
+        ready = asyncio.Event()
+        role = Orchestrator(self.bus, Journal(db or self.db, self.lease_s), WORKFLOWS, CARDS, instance="o", drain_s=1)
+        async with running(role.run(asyncio.Event(), Ready(None, 2, ready.set)), ready):
+            yield
+
+    async def request(self, text: str = "q", name: str = "one", event_id: str = "e") -> RunId:
+        event = RunRequested(workflow=name, input={"text": text})
+        await self.bus.publish(encode(REQUESTS, Envelope(event, event_id, "/shop", event_id)))
+        return RunId(stable_id("run", "/shop", event_id))
+
+    async def decide(self, approval: Approval, *, granted: bool = True, **more: Any) -> None:
+        """As a backend does."""
+        told = {"run_id": approval.run_id, "approval_id": approval.approval_id, "granted": granted, "by": "ann"}
+        said = ApprovalDecided.model_validate(told | more)
+        await self.bus.publish(encode(REQUESTS, Envelope(said, f"d{id(said)}", "/shop", approval.run_id)))
+
+    async def run(self, run_id: RunId) -> Run:
+        found = await self.journal.runs.get(run_id)
+        assert found is not None
+        return found
+
+    async def parked(self, run_id: RunId, waiting: int = 1) -> list[Approval]:
+        """Wait until the run is parked for so many approvals."""
+
+        async def enough() -> list[Approval] | None:
+            run = await self.journal.runs.get(run_id)
+            found = [one for one in await self.journal.approvals.of_run(run_id) if one.granted is None]
+            return found if run and run.status == "parked" and len(found) == waiting else None
+
+        return await until(enough)
+
+    async def ended(self, run_id: RunId) -> Run:
+        async def over() -> Run | None:
+            run = await self.journal.runs.get(run_id)
+            return run if run and run.announced else None
+
+        return await until(over)
+
+    async def all_of(self, topic: str) -> list[Delivery]:
+        """All that a topic holds now."""
+        seen: list[Delivery] = []
+        stop = asyncio.Event()
+        mark = encode(topic, Envelope(RunRequested(workflow="end", input={}), "mark", "/test", "mark"))
+
+        async def keep(delivery: Delivery) -> None:
+            seen.append(delivery)
+            if dict(delivery.headers)["ce_source"] == b"/test":
+                stop.set()
+
+        await self.bus.publish(mark)
+        async with asyncio.timeout(HUNG):
+            await self.bus.consume(Consumption([topic], None), keep, stop)
+        return [one for one in seen if dict(one.headers)["ce_source"] != b"/test"]
+
+    async def events(self, *kinds: type[Event]) -> list[Envelope[Event]]:
+        return [one for one in map(decode, await self.all_of(EVENTS_TOPIC)) if isinstance(one.data, kinds)]
+
+    async def observed(self, run_id: RunId) -> list[ToolTurn]:
+        """What the model read of its tool uses."""
+        (call,) = await self.journal.calls.of_run(run_id)
+        steps = await self.journal.steps.of_call(call.call_id)
+        return of_kind([message for step in steps for message in load(step.body)], ToolTurn)
+
+    @property
+    def made(self) -> list[JsonValue]:
+        """The code that was really run."""
+        return [call.arguments["code"] for call in self.lane.calls]
+
+
+async def until(probe: Callable[[], Awaitable[T | None]]) -> T:
+    """What a probe finds, once it finds something."""
+    async with asyncio.timeout(HUNG):
+        while True:
+            found = await probe()
+            if found is not None:
+                return found
+            await asyncio.sleep(0.02)
+
+
+_tasks: ContextVar[WeakSet[asyncio.Task[Any]] | None] = ContextVar("tasks", default=None)
+
+
+def _start(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+    task = asyncio.Task(work, loop=loop, **options)
+    if (mine := _tasks.get()) is not None:
+        mine.add(task)
+    return task
+
+
+@asynccontextmanager
+async def running(work: Any, ready: asyncio.Event) -> AsyncGenerator[None]:
+    """A role that dies at the end of the block: every task that it started ends where it is."""
+    asyncio.get_running_loop().set_task_factory(_start)
+    mine: WeakSet[asyncio.Task[Any]] = WeakSet()
+    token = _tasks.set(mine)
+    role = asyncio.create_task(work)
+    _tasks.reset(token)
+    async with asyncio.timeout(HUNG):
+        await ready.wait()
+    try:
+        yield
+    finally:
+        for task in list(mine):
+            task.cancel()
+        await asyncio.wait([role, *mine])
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    db = SqliteDatabase(tmp_path / "journal.db")
+    await migrate(db)
+    yield House(MemoryBus(), db)
+    await db.close()
+
+
+async def test_what_is_asked_waits_held_by_nobody_and_runs_exactly_as_it_was_approved(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        # Then nothing ran, and nobody holds the run or the call
+        assert (house.made, house.asked) == ([], 1)
+        assert (asked.tool, asked.arguments, asked.why, asked.stamp and asked.stamp.agent) == ("python", {"code": "ask"}, "it looks dear", "solver")  # fmt: skip
+        gc.collect()
+        assert [one for one in gc.get_objects() if isinstance(one, Held | Attempt)] == []
+        (row,) = await house.db.read("SELECT * FROM runs")
+        assert (row["owner"], row["lease_until"], row["status"]) == (None, 0, "parked")
+        (call,) = await house.db.read("SELECT * FROM calls")
+        assert (call["holder"], call["held_until"], call["parked_at"] is None) == (None, 0, False)
+        # and when it is granted, it goes on where it was
+        await house.decide(asked)
+        run = await house.ended(run_id)
+    assert (run.status, run.result, run.cost_usd) == ("succeeded", {"said": ["42"]}, 0.02)
+    assert (house.made, house.asked) == (["ask"], 2)
+    wanted, settled = await house.events(ApprovalWanted, ApprovalSettled)
+    assert (wanted.id, settled.id) == (f"{asked.approval_id}/wanted", f"{asked.approval_id}/settled")
+    assert isinstance(settled.data, ApprovalSettled)
+    assert (settled.data.granted, settled.data.by) == (True, "ann")
+
+
+async def test_a_refusal_is_what_the_model_reads_and_nothing_runs(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        await house.decide(asked, granted=False, note="not on a Friday", arguments={"code": "ignored"})
+        assert (await house.ended(run_id)).status == "succeeded"
+    (seen,) = await house.observed(run_id)
+    assert (seen.result.status, seen.tool_call_id, house.made) == ("refused", None, [])
+    assert "not approved (ann): not on a Friday" in seen.result.stderr
+
+
+async def test_nobody_answers_and_so_it_is_refused(house: House) -> None:
+    house.rules = bundle(within_s=0.3)
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        assert (await house.ended(run_id)).status == "succeeded"
+    (asked,) = await house.journal.approvals.of_run(run_id)
+    assert (asked.granted, asked.decided_by, house.made) == (False, "expiry", [])
+    assert "expiry" in (await house.observed(run_id))[0].result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "made", "said"),
+    [("mild", ["mild"], "called with other arguments than yours"), ("evil", [], "evil is forbidden"), ("skip", [], "nobody needs that"),
+     ("change", [], "the rules would change"), (7, [], "do not fit python")],
+)  # fmt: skip
+async def test_what_an_approver_changes_is_judged_like_the_agents_own(
+    house: House, code: JsonValue, made: list[JsonValue], said: str
+) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        await house.decide(asked, arguments={"code": code})
+        await house.ended(run_id)
+    (seen,) = await house.observed(run_id)
+    assert house.made == made
+    assert said in seen.result.stdout + seen.result.stderr
+
+
+async def test_the_other_uses_of_a_turn_run_first_and_once(house: House) -> None:
+    house.script = (uses("1", "ask", "change", "skip", "evil"), ANSWER)
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        assert sorted(map(str, house.made)) == ["1", "mild"]
+        await house.decide(asked)
+        await house.ended(run_id)
+    assert sorted(map(str, house.made)) == ["1", "ask", "mild"]
+    seen = await house.observed(run_id)
+    assert [one.result.status for one in seen] == ["ok", "ok", "ok", "ok", "refused"]
+    assert [one.tool_call_id is None for one in seen] == [False, False, False, True, True]
+    assert seen[3].result.stdout == "nobody needs that"
+
+
+async def test_rules_that_changed_meanwhile_hold_and_what_was_shown_is_not_stretched(house: House) -> None:
+    async with house.orchestrator():
+        async with house.worker():
+            run_id = await house.request()
+            (asked,) = await house.parked(run_id)
+        # Given a bundle that would now ask about another call than was shown
+        change = {"then": "mutate", "arguments": {"code": "ask"}, "change": {"code": "ask for more"}}
+        house.rules = bundle(rules=[change, {"then": "ask", "why": "all of it"}])
+        async with house.worker():
+            await house.decide(asked)
+            await house.ended(run_id)
+    assert house.made == []
+    assert "what was approved is not what would run now" in (await house.observed(run_id))[0].result.stderr
+
+
+async def test_arguments_that_nobody_can_read_are_refused_unasked(house: House) -> None:
+    house.script = (uses("ask" + "\x01" * (60 << 10)), ANSWER)
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        await house.ended(run_id)
+    assert (house.made, await house.journal.approvals.of_run(run_id)) == ([], [])
+    assert "too long" in (await house.observed(run_id))[0].result.stderr
+
+
+async def test_the_first_of_two_decisions_counts_and_a_late_one_changes_nothing(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        await house.decide(asked, granted=False, by="bob")
+        await house.decide(asked, by="ann", arguments={"code": "evil"})
+        await house.ended(run_id)
+        await house.decide(asked)
+        await house.parked(await house.request(event_id="later"))  # by then it was read
+    (kept,) = await house.journal.approvals.of_run(run_id)
+    assert (kept.granted, kept.decided_by, kept.changed, house.made) == (False, "bob", None, [])
+    assert await house.all_of(DEAD_LETTERS) == []
+    assert len({one.id for one in await house.events(ApprovalSettled)}) == 1
+
+
+async def test_forged_and_unknown_decisions_lie_in_the_dead_letters_with_their_reason(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        await house.decide(asked.model_copy(update={"run_id": RunId("another")}))
+        await house.decide(asked.model_copy(update={"approval_id": "nothing"}))
+
+        async def buried() -> list[Delivery] | None:
+            found = await house.all_of(DEAD_LETTERS)
+            return found if len(found) == 2 else None
+
+        dead = await until(buried)
+        assert {dict(one.headers)["metier-dead-reason"] for one in dead} == {b"unknown_approval"}
+        assert (await house.run(run_id)).status == "parked"
+    assert house.made == []
+
+
+async def test_time_stands_still_while_a_call_waits(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        (before,) = await house.journal.calls.of_run(run_id)
+        # Given that it waited past its deadline, the agent's limit and the run's patience
+        shift = Statement(
+            "UPDATE calls SET deadline = :now - 1, parked_at = parked_at - 1000, claimed_at = claimed_at - 1000"
+        )
+        await house.db.write(shift)
+        await asyncio.sleep(3 * LEASE_S)
+        assert (await house.run(run_id)).status == "parked"
+        await house.decide(asked)
+        assert (await house.ended(run_id)).status == "succeeded"
+    (after,) = await house.journal.calls.of_run(run_id)
+    assert after.parked_s > 1000
+    assert after.deadline > before.deadline
+    assert house.made == ["ask"]
+
+
+async def test_an_author_who_catches_everything_sees_no_park(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request(name="careful")
+        (asked,) = await house.parked(run_id)
+        await house.decide(asked)
+        run = await house.ended(run_id)
+    assert run.result == {"said": ["42"]}
+
+
+async def test_a_node_that_works_ends_first_and_is_not_run_again(house: House) -> None:
+    ERRANDS["works"] = asyncio.Event()
+    ENTERED.clear()
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request("asks works", name="fan")
+
+        async def waits() -> bool | None:
+            calls = await house.journal.calls.of_run(run_id)
+            return True if calls and calls[0].parked_at else None
+
+        await until(waits)
+        await asyncio.sleep(2 * LEASE_S)
+        assert (await house.run(run_id)).status == "running"
+        ERRANDS["works"].set()
+        (asked,) = await house.parked(run_id)
+        await house.decide(asked)
+        run = await house.ended(run_id)
+    assert run.result is not None
+    assert sorted(cast("list[str]", run.result["said"])) == ["42", "works"]
+    assert ENTERED.count("works") == 1
+
+
+async def test_two_calls_wait_and_each_goes_on_by_itself_after_a_restart_of_all(house: House) -> None:
+    ENTERED.clear()
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request("a b", name="fan")
+        first, second = await house.parked(run_id, 2)
+    async with house.worker(), house.orchestrator():
+        await house.decide(first)
+        assert await house.parked(run_id) == [second]
+        await house.decide(second)
+        run = await house.ended(run_id)
+    assert (run.status, run.cost_usd, house.asked, house.made) == ("succeeded", 0.04, 4, ["ask", "ask"])
+
+
+async def test_a_decision_before_the_run_has_parked_loses_nothing(house: House) -> None:
+    async with house.orchestrator():
+        run_id = await house.request()
+
+        async def wanted() -> list[Approval] | None:
+            return list(await house.journal.approvals.of_run(run_id)) or None
+
+        async with house.worker():
+            (asked,) = await until(wanted)
+            await house.decide(asked)
+            assert (await house.ended(run_id)).status == "succeeded"
+    assert house.made == ["ask"]
+
+
+async def test_a_parked_call_that_is_cancelled_ends_and_what_it_asked_is_withdrawn(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        await house.journal.calls.cancel(asked.call_id, "changed my mind")
+        run = await house.ended(run_id)
+
+        async def withdrawn() -> Approval | None:
+            found = await house.journal.approvals.get(asked.approval_id)
+            return found if found and found.announced else None
+
+        settled = await until(withdrawn)
+    assert (run.status, settled.decided_by, house.made) == ("failed", "withdrawn", [])
+
+
+async def test_a_parked_run_that_nobody_woke_is_found(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+    # Given a decision that was written down by a replica that died then
+    assert await house.journal.approvals.decide(asked.approval_id, granted=True, by="ann")
+    async with house.worker(), house.orchestrator():
+        assert (await house.ended(run_id)).status == "succeeded"
+    assert house.made == ["ask"]
+    assert len(await house.events(ApprovalSettled)) == 1
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["before the write", "after the write"])
+@pytest.mark.parametrize("role", ["worker", "orchestrator"])
+async def test_whichever_write_a_role_dies_at_each_thing_is_asked_and_run_once(
+    tmp_path: Path, role: str, committed: bool
+) -> None:
+    at, deaths = 0, 0
+    while True:
+        at += 1
+        db = SqliteDatabase(tmp_path / f"{at}.db")
+        await migrate(db)
+        house, mortal = House(MemoryBus(), db), Mortal(db, at, committed, writes=-1)  # its start is not counted
+        died = await lived_through(house, mortal, role)
+        deaths += died
+        await db.close()
+        if not died:
+            break
+    assert deaths > 6
+
+
+async def lived_through(house: House, mortal: Mortal, role: str) -> bool:
+    """Run one request to its end with a role that dies once and is started again; whether it died."""
+    run_id = await house.request()
+    decided = asyncio.create_task(decide_when_asked(house, run_id))
+    over = asyncio.create_task(house.ended(run_id))
+    death = asyncio.create_task(mortal.died.wait())
+    async with lives(house, mortal, role):
+        await asyncio.wait([over, death], return_when=asyncio.FIRST_COMPLETED)
+    if not over.done():
+        async with lives(house, house.db, role):
+            await over
+    death.cancel()
+    await decided
+    run = over.result()
+    assert (run.status, run.result, run.cost_usd) == ("succeeded", {"said": ["42"]}, 0.02)
+    made = {call.tool_call_id for call in house.lane.calls}
+    assert (len(made), set(house.made)) == (1, {"ask"})
+    assert house.asked <= 3  # a request in flight at the death is made again
+    assert len({one.id for one in await house.events(RunSucceeded, RunFailed)}) == 1
+    assert len({one.id for one in await house.events(ApprovalWanted)}) == 1
+    return mortal.died.is_set()
+
+
+@asynccontextmanager
+async def lives(house: House, db: Database, role: str) -> AsyncGenerator[None]:
+    worker = house.worker(db if role == "worker" else None)
+    orchestrator = house.orchestrator(db if role == "orchestrator" else None)
+    async with worker, orchestrator:
+        yield
+        if isinstance(db, Mortal):
+            db.dead = True
+
+
+async def decide_when_asked(house: House, run_id: RunId) -> None:
+    (asked,) = await house.parked(run_id)
+    await house.decide(asked)
+    await house.decide(asked)
+
+
+async def test_the_trace_shows_who_was_asked_and_what_they_said(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        waiting = str(tree(await gather(house.journal, await house.run(run_id))))
+        await house.decide(asked, note="go")
+        await house.ended(run_id)
+    assert "waits; asked because: it looks dear" in waiting
+    node = tree(await gather(house.journal, await house.run(run_id)))
+    assert "granted by ann; go; asked because: it looks dear" in str(node)
+    assert render(node).children
+
+
+async def test_on_real_services_a_run_parks_and_goes_on_with_new_processes(
+    kafka: KafkaSettings, postgres_url: str
+) -> None:
+    quick = kafka.model_copy(update={"session_timeout_ms": 6_000})
+    apply(quick, [Topic(name, 1, 1) for name in (REQUESTS, RUNS, EVENTS_TOPIC, DEAD_LETTERS, tasks_topic("solver"))])
+    db = await PostgresDatabase(postgres_url).open()
+    bus = KafkaBus(quick, client="tests")
+    house = House(bus, db, lease_s=3)
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+    async with house.worker(), house.orchestrator():
+        await house.decide(asked)
+        run = await house.ended(run_id)
+    assert (run.status, run.cost_usd, house.asked, house.made) == ("succeeded", 0.02, 2, ["ask"])
+    assert {type(decode(one).data) for one in await house.all_of(RUNS)} >= {CallAnswered}
+    await bus.close()
+    await db.close()

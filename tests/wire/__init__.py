@@ -1,0 +1,1 @@
+"""The wire formats of models' providers, as a bare server says them."""
