@@ -20,7 +20,9 @@ import pytest
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 from pydantic import BaseModel, JsonValue
+from typer.testing import CliRunner, Result
 
+from metier.cli import app
 from metier.trace import gather, render, tree
 from metier_agents.attempt import Attempt
 from metier_agents.model import ScriptedModel
@@ -31,7 +33,7 @@ from metier_agents.turns import ModelTurn, ToolTurn, ToolUse, load, of_kind
 from metier_agents.worker import AgentWorker
 from metier_infra.bus import Bus, Consumption, MemoryBus
 from metier_infra.database import Database, Params, Row, Statement, migrate
-from metier_infra.errors import JournalGone
+from metier_infra.errors import JournalGone, MissingApproval
 from metier_infra.journal import Journal
 from metier_infra.kafka_bus import KafkaBus
 from metier_infra.kafka_topics import Topic, apply
@@ -61,6 +63,7 @@ from metier_infra.postgres_journal import PostgresDatabase
 from metier_infra.rows import Approval, Run
 from metier_infra.service import Ready
 from metier_infra.settings import KafkaSettings
+from metier_infra.socket_bus import serve_bus
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult
@@ -682,6 +685,71 @@ async def test_the_trace_shows_who_was_asked_and_what_they_said(house: House) ->
     node = tree(await gather(house.journal, await house.run(run_id)))
     assert "granted by ann; go; asked because: it looks dear" in str(node)
     assert render(node).children
+
+
+@asynccontextmanager
+async def dev(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncGenerator[Callable[..., Awaitable[Result]]]:
+    """Commands as typed beside a `metier dev` in this folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METIER_SQLITE_PATH", str(tmp_path / "journal.db"))
+    for name in ("METIER_KAFKA_BOOTSTRAP", "METIER_POSTGRES_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def metier(*words: str) -> Result:
+        return await asyncio.to_thread(CliRunner().invoke, app, list(words))
+
+    async with house.worker(), house.orchestrator(), serve_bus(house.bus, tmp_path / "dev.sock"):
+        yield metier
+
+
+async def test_on_a_terminal_a_call_is_listed_shown_safely_and_granted(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given arguments that would move the cursor, turn the direction of writing, and look like markup
+    code = "ask\x1b[2J\u202e [red]é" + "x" * 5000
+    house.script = (uses(code), ANSWER)
+    async with dev(house, tmp_path, monkeypatch) as metier:
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        # When they are listed and shown
+        listed, whole = await metier("approvals", "list"), await metier("approvals", "show", asked.approval_id[:8])
+        runs = await metier("runs", "list", "--status", "parked")
+        # Then the terminal gets none of it raw, and the list is short
+        for told in (listed.output, whole.output):
+            assert "\x1b" not in told
+            assert "\u202e" not in told
+        assert "ask" in listed.output
+        assert max(map(len, listed.output.split("\n"))) <= 121
+        assert "\\u202e [red]é" + "x" * 5000 in whole.output
+        assert f"waits for approval {asked.approval_id[:12]}"[:20] in runs.output
+        granted = await metier(
+            "approvals", "grant", asked.approval_id, "--by", "ann", "--note", "fine", "--arguments", '{"code": "mild"}'
+        )
+        await house.ended(run_id)
+        again = await metier("approvals", "refuse", asked.approval_id)
+    assert f"approval {asked.approval_id[:12]} granted by ann" in granted.output
+    assert isinstance(again.exception, MissingApproval)
+    assert "waits no more: it was granted by ann" in str(again.exception)
+    assert house.made == ["mild"]
+
+
+async def test_on_a_terminal_one_waiting_call_of_a_run_is_approved_by_the_run(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.script = (uses("ask", "ask again"), ANSWER)
+    async with dev(house, tmp_path, monkeypatch) as metier:
+        run_id = await house.request()
+        first, second = await house.parked(run_id, 2)
+        several = await metier("runs", "approve", run_id[:8])
+        assert isinstance(several.exception, MissingApproval)
+        assert first.approval_id[:12] in str(several.exception)
+        assert (await metier("approvals", "refuse", first.approval_id, "--by", "ann")).exit_code == 0
+        await house.parked(run_id)
+        assert (await metier("runs", "approve", run_id[:8])).exit_code == 0
+        await house.ended(run_id)
+    assert house.made == [second.arguments["code"]]
 
 
 async def test_on_real_services_a_run_parks_and_goes_on_with_new_processes(

@@ -38,8 +38,10 @@ def model(name: str, *errors: MetierError, refused: bool = False) -> ScriptedMod
 
 
 async def ask(models: Sequence[Model], *, on_refusal: bool = False, left_s: float = 60.0) -> ModelTurn:
-    chain = Chain(models, PATIENCE, on_refusal=on_refusal)
-    return await chain.ask([User(text="?")], tools=(), tool_choice="none", deadline=time.time() + left_s)
+    chain, options = Chain(models, PATIENCE), Options(next_on_refusal=on_refusal)
+    return await chain.ask(
+        [User(text="?")], tools=(), tool_choice="none", deadline=time.time() + left_s, options=options
+    )
 
 
 # ---- the rule

@@ -16,8 +16,12 @@ from metier_infra.errors import BuryRecord, TooLarge, Undecodable, UnknownEvent
 from metier_infra.messages import (
     EVENTS,
     Answer,
+    ApprovalDecided,
+    ApprovalSettled,
+    ApprovalWanted,
     CallAnswered,
     CallId,
+    CallParked,
     CallRequested,
     Candidate,
     Decision,
@@ -34,6 +38,7 @@ from metier_infra.messages import (
     RunStarted,
     RunSucceeded,
     Task,
+    ToolCallId,
     decode,
     encode,
     stable_id,
@@ -63,6 +68,22 @@ SAMPLES: tuple[Event, ...] = (
     RunStarted(run_id=RUN, workflow="w", version="v"),
     RunSucceeded(run_id=RUN, request_id="e", workflow="w", result={"answer": "42"}, cost_usd=0.25),
     RunFailed(run_id=RUN, request_id="e", workflow="w", failure=FAILURE, cost_usd=0.25),
+    CallParked(run_id=RUN, call_id=CALL),
+    ApprovalWanted(
+        run_id=RUN,
+        call_id=CALL,
+        approval_id=ToolCallId("t"),
+        agent="coder",
+        tool="python",
+        arguments={"code": "1"},
+        why="dear",
+        wanted_at=1e9,
+        expires_at=2e9,
+    ),
+    ApprovalDecided(run_id=RUN, approval_id="t", granted=True, by="ann", note="go\non", arguments={"code": "2"}),
+    ApprovalSettled(
+        run_id=RUN, call_id=CALL, approval_id=ToolCallId("t"), agent="coder", tool="python", granted=False, by="ann"
+    ),
 )
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 WHEN = datetime(2026, 11, 24, 7, 0, tzinfo=UTC)

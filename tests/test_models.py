@@ -18,7 +18,7 @@ from metier import compose
 from metier_agents.buckets import Draw, MemoryBuckets
 from metier_agents.journal_buckets import JournalBuckets
 from metier_agents.langchain_model import LangChainModel
-from metier_agents.model import Model, ScriptedModel
+from metier_agents.model import Model, Options, ScriptedModel
 from metier_agents.model_table import Known, ModelTable, read_known
 from metier_agents.models import Shop, open_model
 from metier_agents.rate import bucket_name
@@ -178,8 +178,10 @@ async def test_a_refusal_is_passed_on_only_where_that_is_wished(on_refusal: bool
         del timeout_s
         return ScriptedModel([ModelTurn(text="42", refused=model == "openai:a")], name=model)
 
-    chain = Shop(Known(), MemoryBuckets(), provider).model_of(spec("openai:a", "openai:b"), on_refusal=on_refusal)
-    assert (await ask(chain)).model == model
+    chain = Shop(Known(), MemoryBuckets(), provider).model_of(spec("openai:a", "openai:b"))
+    options = Options(next_on_refusal=on_refusal)
+    asked = chain.ask([User(text="?")], tools=(), tool_choice="none", deadline=time.time() + 60, options=options)
+    assert (await asked).model == model
 
 
 # ---- what is said at the start

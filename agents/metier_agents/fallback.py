@@ -5,7 +5,7 @@
 1. Its circuit is open, or it says that it needs more than `patience.wait_s` or than the call has left: the next is asked at once.
 2. It is busy in any other way: it is tried again after the delay that it wished, or a short one; after `patience.tries` the next is asked.
 3. It fails for good (`ModelFailed`, `ContextTooLong`), or its key is refused (`AskOperator`): the next is asked at once.
-4. It declines to answer: that is a reply, unless `on_refusal`; then the next is asked, and if no other replies, the refusal is the reply.
+4. It declines to answer: that is a reply, unless `options.next_on_refusal`; then the next is asked, and if no other replies, the refusal is the reply.
 
 The last model is asked once. When it fails too, the error tells of all of them; one that can be tried again wins, and the caller's own patience
 begins the chain anew. The chain itself never waits for more than `tries - 1` delays a model, and keeps nothing from one request to the next.
@@ -66,11 +66,10 @@ def _short(error: MetierError) -> str:
 class Chain:
     """Several models as one. `name` is that of the first; a reply says which one it is from."""
 
-    def __init__(self, models: Sequence[Model], patience: Patience, *, on_refusal: bool = False) -> None:
+    def __init__(self, models: Sequence[Model], patience: Patience) -> None:
         self.name = models[0].name
         self.models = tuple(models)
         self._patience = patience
-        self._on_refusal = on_refusal
 
     async def ask(
         self,
@@ -96,7 +95,7 @@ class Chain:
                 errors.append((model.name, error))
                 passed.append(_passed(model, error.code, _short(error)))
                 continue
-            if not (turn.refused and self._on_refusal):
+            if not (turn.refused and options.next_on_refusal):
                 return turn.model_copy(update={"passed_over": tuple(passed)})
             refusal = refusal or turn
             passed.append(_passed(model, "refused", "the model declined to answer"))

@@ -13,12 +13,11 @@ from typing import assert_never
 from metier_agents import appraisal, record, turns, wording
 from metier_agents.attempt import Attempt
 from metier_agents.citing import sources_message
-from metier_agents.outcome import conclude
 from metier_agents.patience import until
 from metier_agents.policy import Answer, Assess, Offer, Stop, Think, ToolChoice, decide, guard
 from metier_agents.purse import Exhausted
 from metier_agents.retrieval import find_sources
-from metier_agents.review import wanted
+from metier_agents.review import released, wanted
 from metier_agents.trail import Trail
 from metier_agents.turns import Assessed, AssessmentWanted, Compared, Message, ModelTurn, Note, System, User
 from metier_agents.view import View, see
@@ -31,7 +30,7 @@ class Loop:
     """One line of thought of a call; `lane` numbers it."""
 
     def __init__(self, attempt: Attempt, lane: int = 0) -> None:
-        self.attempt, self.spec, self.call = attempt, attempt.spec, attempt.call
+        self.attempt, self.spec, self.call, self.bundle = attempt, attempt.spec, attempt.call, attempt.hands.bundle
         self.trail = Trail(attempt, lane)
 
     @property
@@ -44,7 +43,7 @@ class Loop:
         try:
             return await self._run()
         except Exhausted as limit:
-            return conclude(self.history, self.spec, stopped=limit.reason)
+            return self._end(limit.reason)
 
     async def _run(self) -> messages.Answer:
         if not await self.trail.replay():
@@ -56,12 +55,12 @@ class Loop:
             view = await self._look()
             move = decide(self.spec.policy, view)
             match move:
-                case Answer() if not guard(view) and (doubt := wanted(self.history, self.spec)):
+                case Answer() if not guard(view) and (doubt := wanted(self.history, self.spec, self.bundle)):
                     await self._think(doubt)
                 case Answer():
-                    return conclude(self.history, self.spec)
+                    return self._end()
                 case Stop():
-                    return conclude(self.history, self.spec, stopped=move.reason)
+                    return self._end(move.reason)
                 case Think():
                     await self._think(move.note)
                 case Offer():
@@ -70,6 +69,9 @@ class Loop:
                     await self._assess(self._specs(move.tools))
                 case _:
                     assert_never(move)
+
+    def _end(self, stopped: str = "answered") -> messages.Answer:
+        return released(self.history, self.spec, self.bundle, stopped=stopped)
 
     async def _begin(self) -> None:
         """The task and its context; and the sources to answer from, recorded at once, so that no later attempt looks them up again."""

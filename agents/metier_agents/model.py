@@ -28,12 +28,14 @@ class Options:
         output_tokens: the most that the reply may take; None: as the provider has it.
         effort: how hard the model is to think before it says anything.
         form: a JSON schema that the whole reply must fit; its `title` is its name.
+        next_on_refusal: whether another model of the chain, where there is one, is to be asked when the first declines.
         on_text: called with each piece of the reply's text as it comes; it must not block.
     """
 
     output_tokens: int | None = None
     effort: Effort | None = None
     form: Mapping[str, Any] | None = None
+    next_on_refusal: bool = False
     on_text: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
 
 

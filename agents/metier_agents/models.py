@@ -86,8 +86,8 @@ class Shop:
     _gates: dict[str, Gate] = field(default_factory=dict[str, Gate])
     _fuses: dict[str, Fuse] = field(default_factory=dict[str, Fuse])
 
-    def model_of(self, spec: AgentSpec, *, on_refusal: bool = False) -> Model:
-        """The agent's model, with its fallbacks behind it. `on_refusal`: they are asked too when a model declines to answer.
+    def model_of(self, spec: AgentSpec) -> Model:
+        """The agent's model, with its fallbacks behind it.
 
         Raises:
             AskOperator: as `open_model`, of any model of the chain; and where a limit on money could not be kept.
@@ -95,7 +95,7 @@ class Shop:
         self._refuse_unpriced(spec)
         ids = (spec.model, *spec.fallbacks)
         links = [self._link(spec, one, last=at == len(ids) - 1) for at, one in enumerate(ids)]
-        return Chain(links, self.known.patience, on_refusal=on_refusal) if len(links) > 1 else links[0]
+        return Chain(links, self.known.patience) if len(links) > 1 else links[0]
 
     def _refuse_unpriced(self, spec: AgentSpec) -> None:
         if strange := unpriced(spec, self.known):

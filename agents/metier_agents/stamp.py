@@ -1,15 +1,16 @@
-"""Under what an agent acts, as it stands on its events and spans. `compose` makes an agent's stamp, once."""
+"""Under what an agent acts, as it stands on its events and spans. `compose` puts it on the agents' cards, the worker on what they do."""
 
 from __future__ import annotations
 
-import hashlib
-
+from metier_agents.safety import Bundle
 from metier_agents.spec import AgentSpec
 from metier_infra.messages import Stamp
+from metier_tools.tool import digest_of
 
 
-def stamp(spec: AgentSpec, safety: str = "", safety_digest: str = "") -> Stamp:
-    """The agent's stamp; `safety` is NAME@VERSION of its bundle. The agent's digest changes with the bundle's: it acts otherwise under another."""
-    under = hashlib.sha256(f"{spec.digest} {safety_digest}".encode()).hexdigest()[:12]
-    digest = under if safety_digest else spec.digest
-    return Stamp(agent=spec.name, digest=digest, safety=safety, safety_digest=safety_digest)
+def stamp(spec: AgentSpec, bundle: Bundle | None = None) -> Stamp:
+    """The stamp of an agent under its bundle. The agent's digest changes with the bundle's: it acts otherwise under another."""
+    if bundle is None:
+        return Stamp(agent=spec.name, digest=spec.digest)
+    digest = digest_of([spec.digest, bundle.digest])[:12]
+    return Stamp(agent=spec.name, digest=digest, safety=bundle.key, safety_digest=bundle.digest)

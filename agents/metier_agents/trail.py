@@ -19,6 +19,7 @@ from metier_agents.model import Options
 from metier_agents.patience import until
 from metier_agents.policy import ToolChoice
 from metier_agents.purse import Need
+from metier_agents.review import next_on_refusal
 from metier_agents.turns import Message, ModelTurn, Usage
 from metier_infra import telemetry
 from metier_infra.errors import ModelBusy
@@ -108,6 +109,7 @@ class Trail:
                     output_tokens=attempt.spec.limits.output_tokens,
                     effort=attempt.spec.reasoning.effort,
                     form=form,
+                    next_on_refusal=next_on_refusal(self.history, attempt.hands.bundle),
                     on_text=on_text,
                 )
                 turn = await model.ask(

@@ -24,6 +24,7 @@ class View:
     Attributes:
         turns: model turns so far, assessments among them.
         answered: the last turn is a model's answer without tool uses.
+        declined: in it the model, or its provider's filter, refused to answer.
         confidence: of the last answer; None when the model did not say.
         offered: tools that were bound in the last model turn.
         results: whether each tool use of the last turn went well; empty when the last turn is a model's.
@@ -42,6 +43,7 @@ class View:
 
     turns: int = 0
     answered: bool = False
+    declined: bool = False
     confidence: float | None = None
     offered: tuple[str, ...] = ()
     results: tuple[bool, ...] = ()
@@ -75,6 +77,7 @@ def see(
     return View(
         turns=len(turns),
         answered=bool(turns) and last.purpose == "answer" and not last.uses,
+        declined=last.refused,
         confidence=last.confidence,
         offered=last.offered,
         results=results,

@@ -55,6 +55,8 @@ STRATEGIES: Mapping[str, str] = {
     "authoritative": "There is one source, the best that was found. Quote it; what it does not say is unresolved.",
     "acknowledge": "Where sources contradict each other or say nothing, do not guess and do not choose: say so under `conflicts` and `unresolved`.",
 }
+DECLINED = "You declined."
+MEND = "Your answer cannot be given as it is."
 CITE_AGAIN = "Nothing of your answer stands on the sources."
 UNRESOLVED = "The sources do not settle this."
 LONGEST_SHOWN = 20_000

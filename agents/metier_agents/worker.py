@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from metier_agents import explorations
-from metier_agents.attempt import Attempt
+from metier_agents.attempt import Attempt, Estimate, free
 from metier_agents.hands import Hands
 from metier_agents.model import Model
 from metier_agents.parking import park
@@ -43,7 +43,6 @@ from metier_infra.messages import (
     Envelope,
     Event,
     Failure,
-    Stamp,
     tasks_topic,
 )
 from metier_infra.rows import Call
@@ -74,8 +73,8 @@ class AgentWorker:
         agents: by name; each has its topic and its consumer group.
         open_model: the model of a spec; called once an agent, at the start.
         grant_key: signs each tool call's grant.
-        stamps: under what each agent acts, by name; None: what its spec alone says.
         bundles: the safety bundle of each agent that has one, by the agent's name.
+        estimate: what a request of an agent may come to; None: nothing is set aside.
         instance: this process's name; one that survives a restart takes its own calls up at once.
         concurrency: calls in hand at one time, per agent.
         drain_s: how long calls in hand may take to end after `stop`; seconds.
@@ -92,8 +91,8 @@ class AgentWorker:
         open_model: Callable[[AgentSpec], Model],
         grant_key: bytes,
         instance: str,
-        stamps: Mapping[str, Stamp] | None = None,
         bundles: Mapping[str, Bundle] | None = None,
+        estimate: Callable[[AgentSpec], Estimate] | None = None,
         concurrency: int = 16,
         drain_s: float = 25.0,
     ) -> None:
@@ -105,8 +104,9 @@ class AgentWorker:
         self._holder = f"{instance}/{'+'.join(sorted(agents))}"
         self._concurrency = concurrency
         self._drain_s = drain_s
-        self._stamps = {name: stamp(spec) for name, spec in agents.items()} | dict(stamps or {})
         self._bundles = dict(bundles or {})
+        self._stamps = {name: stamp(spec, self._bundles.get(name)) for name, spec in agents.items()}
+        self._estimates = {name: estimate(spec) if estimate else free for name, spec in agents.items()}
         self._models: dict[str, Model] = {}
         self._in_hand: set[CallId] = set()
         self._working: dict[CallId, asyncio.Task[Answer]] = {}
@@ -267,10 +267,19 @@ class AgentWorker:
 
     def _attempt(self, call: Call, spec: AgentSpec) -> Attempt:
         deadline = min(call.deadline, (call.claimed_at or time.time()) + call.parked_s + spec.limits.timeout_s)
-        stamp = self._stamps[spec.name]
-        hands = replace(self._hands, bundle=self._bundles.get(spec.name), stamp=stamp)
-        teller = Teller(self._bus, call, stamp) if spec.stream else None
-        return Attempt(call, spec, self._models[spec.name], self._journal, hands, deadline, stamp, teller=teller)
+        stamp, bundle = self._stamps[spec.name], self._bundles.get(spec.name)
+        unchecked = bundle is None or not bundle.output
+        return Attempt(
+            call=call,
+            spec=spec,
+            model=self._models[spec.name],
+            journal=self._journal,
+            hands=replace(self._hands, bundle=bundle, stamp=stamp),
+            deadline=deadline,
+            stamp=stamp,
+            estimate=self._estimates[spec.name],
+            teller=Teller(self._bus, call, stamp) if spec.stream and unchecked else None,
+        )
 
 
 def _fitting(answer: Answer) -> Answer:

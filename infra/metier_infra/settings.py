@@ -140,6 +140,7 @@ class RoleSettings(BaseSettings):
     concurrency: int = Field(16, ge=1, description="records that one role handles at a time")
     workflows: str = Field("metier.examples.specialists", description="modules that declare workflows, comma-separated")
     agents: Path | None = Field(None, description="folder of agent files; none: the three that ship as examples")
+    safety: Path | None = Field(None, description="folder of safety bundles; none: those that ship as examples")
 
 
 SETTINGS: tuple[type[BaseSettings], ...] = (

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from metier_infra.bus import Bus
 from metier_infra.database import Database, RetryingDatabase, check_schema, migrate
-from metier_infra.errors import BadSettings, MissingService, UnknownAgent
+from metier_infra.errors import BadSettings, BadSpec, MissingService, UnknownAgent
 from metier_infra.journal import Journal
 from metier_infra.messages import AgentCard, tasks_topic
 from metier_infra.retry import Backoff, persist
@@ -42,8 +42,10 @@ from metier_infra.settings import (
 )
 
 if TYPE_CHECKING:
+    from metier_agents.attempt import Estimate
     from metier_agents.buckets import Buckets
     from metier_agents.model import Model
+    from metier_agents.safety import Bundle
     from metier_agents.spec import AgentSpec
     from metier_infra.kafka_topics import TopicChange
     from metier_tools.docker_sandbox import DockerSandbox
@@ -199,13 +201,38 @@ def _agent_name(variable: str, specs: Mapping[str, object]) -> str:
     return next((name for name in specs if name.replace("-", "_") == variable), variable)
 
 
-def cards(specs: Mapping[str, AgentSpec]) -> dict[str, AgentCard]:
-    """What workflows may know of the agents."""
+def safety_folder(config: Config) -> Path:
+    """Where the safety bundles are: the examples that ship, where nothing is said."""
+    return config.role.safety or Path(str(resources.files("metier.examples") / "safety"))
+
+
+def bundles(config: Config, specs: Mapping[str, AgentSpec]) -> dict[str, Bundle]:
+    """The safety bundles of the agents that name one, by the agent's name. Raises `BadSpec` where an agent and its bundle do not go together."""
+    from metier_agents.safety import find_bundle, load_bundles
+    from metier_agents.safety_check import problems
+
+    named = {name: spec.safety for name, spec in specs.items() if spec.safety is not None}
+    if not named:
+        return {}
+    known, tools = load_bundles(safety_folder(config)), toolbox(config)
+    found = {name: find_bundle(known, wanted) for name, wanted in named.items()}
+    wrong = [one for name, bundle in found.items() for one in problems(specs[name], bundle, tools)]
+    if wrong:
+        raise BadSpec("; ".join(wrong))
+    return found
+
+
+def cards(specs: Mapping[str, AgentSpec], bundles: Mapping[str, Bundle]) -> dict[str, AgentCard]:
+    """What workflows may know of the agents, which act under these bundles."""
     from metier_agents.stamp import stamp
 
     return {
         name: AgentCard(
-            name=name, model=spec.model, policy=spec.policy.kind, skills=dict(spec.skills), stamp=stamp(spec)
+            name=name,
+            model=spec.model,
+            policy=spec.policy.kind,
+            skills=dict(spec.skills),
+            stamp=stamp(spec, bundles.get(name)),
         )
         for name, spec in specs.items()
     }
@@ -223,6 +250,15 @@ def open_models(config: Config, specs: Iterable[AgentSpec], buckets: Buckets) ->
 
     shop = Shop(read_known(config.models.models), buckets, partial(open_model, recordings=recordings_path()))
     return {spec.name: shop.model_of(spec) for spec in specs}
+
+
+def estimates(config: Config) -> Callable[[AgentSpec], Estimate]:
+    """What a request of an agent may come to at the most, whichever of its models replies."""
+    from metier_agents.model_table import read_known
+    from metier_agents.prices import estimate
+
+    known = read_known(config.models.models)
+    return lambda spec: partial(estimate, [known.price(model) for model in (spec.model, *spec.fallbacks)])
 
 
 def open_buckets(config: Config) -> Buckets:

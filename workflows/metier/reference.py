@@ -34,6 +34,7 @@ TOPIC_OF: Mapping[type[messages.Event], str] = {
     messages.ApprovalDecided: messages.REQUESTS,
     messages.ApprovalWanted: messages.EVENTS_TOPIC,
     messages.ApprovalSettled: messages.EVENTS_TOPIC,
+    messages.TextWritten: messages.EVENTS_TOPIC,
     messages.DecisionMade: messages.EVENTS_TOPIC,
     messages.RunStarted: messages.EVENTS_TOPIC,
     messages.RunSucceeded: messages.EVENTS_TOPIC,
@@ -45,6 +46,7 @@ WORDS = (
     messages.Claim,
     messages.Conflict,
     messages.Failure,
+    messages.Stamp,
     messages.Decision,
     messages.Candidate,
 )
@@ -308,7 +310,7 @@ def agent_page() -> str:
 
 
 def _agent_default(name: str, field: FieldInfo) -> str:
-    return {"limits": "the defaults below", "skills": "none"}.get(name, default_of(field))
+    return {"limits": "the defaults below", "skills": "none", "reasoning": "kind `plain`"}.get(name, default_of(field))
 
 
 _AGENT_TITLES: Mapping[type[BaseModel], str] = {
@@ -317,6 +319,9 @@ _AGENT_TITLES: Mapping[type[BaseModel], str] = {
     spec.Collaborative: "`policy` of kind `collaborative`",
     spec.MetaReasoned: "`policy` of kind `meta_reasoned`",
     spec.ToolRef: "An entry of `tools`",
+    spec.Plain: "`reasoning` of kind `plain`",
+    spec.Deep: "`reasoning` of kind `deep`",
+    spec.Parallel: "`reasoning` of kind `parallel`",
     spec.Retrieval: "`retrieval`",
     spec.Files: "`from` of kind `files`",
     spec.Postgres: "`from` of kind `postgres`",
@@ -328,8 +333,9 @@ _AGENT_WORDS: Mapping[str, str] = {
     "tools": "the tools that it may be offered: `python`, `shell`, and those of [tool files](tool-file.md)",
     "skills": "by category, 0 to 1: how good it says it is; the router reads it",
     "limits": "where one call ends at the latest",
+    "reasoning": "how it thinks: one line of thought, a deeper one, or several",
     "description": "for people; does not change the agent's digest",
-    "kind": "which policy",
+    "kind": "which of its kinds it is",
     "name": "the tool's name",
     "fits": "the categories that it is good for; empty: all",
 }
@@ -342,6 +348,8 @@ _AGENT_TAIL = """## Models
 | --- | --- |
 | `recorded:<model>` | a real model's recorded answers; see [Recorded models](../explanation/recorded-models.md) |
 | `scripted:<file>` | turns from a YAML file, for tests |
+| `langgraph:<module>:<function>` | a LangGraph agent of yours; see [Bring a LangGraph agent](../how-to/bring-a-langgraph-agent.md) |
+| `openai-responses:<model>` | OpenAI by its Responses interface |
 | `<provider>:<model>` | any id that LangChain's `init_chat_model` takes; needs the provider's package and key |
 """
 

@@ -58,10 +58,15 @@ async def orchestrator(config: Config, stop: asyncio.Event) -> None:
     bus = compose.open_bus(config, "orchestrator")
     try:
         ready = Ready(config.role.ready_file, 2)
-        await _orchestrate(config, System(bus, journal), compose.cards(compose.agent_specs(config)), stop, ready)
+        await _orchestrate(config, System(bus, journal), _cards(config), stop, ready)
     finally:
         await bus.close()
         await journal.db.close()
+
+
+def _cards(config: Config) -> Mapping[str, AgentCard]:
+    specs = compose.agent_specs(config)
+    return compose.cards(specs, compose.bundles(config, specs))
 
 
 async def _orchestrate(
@@ -123,6 +128,8 @@ def _worker(
         toolbox=compose.toolbox(config),
         agents=served,
         open_model=lambda spec: opened[spec.name],
+        bundles=compose.bundles(config, served),
+        estimate=compose.estimates(config),
         grant_key=compose.grant_key(config),
         instance=config.role.instance,
         concurrency=config.role.concurrency,
@@ -170,7 +177,8 @@ async def embedded(
         ready = asyncio.Event()
         count = Ready(None, 3, ready.set)
         async with asyncio.TaskGroup() as group:
-            group.create_task(_orchestrate(alone, system, compose.cards(specs), stop, count))
+            cards = compose.cards(specs, compose.bundles(alone, specs))
+            group.create_task(_orchestrate(alone, system, cards, stop, count))
             group.create_task(_worker(alone, system, tools_lane, specs, opened).run(stop, count.one))
             await ready.wait()
             try:
