@@ -59,7 +59,7 @@ def test_every_problem_is_told_at_once_with_its_file(folder: Path) -> None:
     (folder / "bad.yaml").write_text("name: bad\nmodel: scripted:x\npolcy: {kind: autonomous}\n")
     (folder / "twice.yaml").write_text(GOOD.format(name="adder"))
     (folder / "tools.yaml").write_text(GOOD.format(name="tools").replace("python", "perl"))
-    found = problems(sorted(folder.glob("*.yaml")), BUILTIN)
+    found = problems(sorted(folder.glob("*.yaml")), BUILTIN, folder / "safety")
     assert found == [
         f"{folder}/bad.yaml:3: polcy: unknown field; did you mean policy?",
         f"{folder}/tools.yaml: tools: there is no tool 'perl'; there are python, shell",

@@ -28,6 +28,7 @@ from metier_infra.errors import (
     ModelBusy,
     ModelFailed,
     ModelMalformed,
+    ToolGone,
 )
 from metier_infra.journal import Journal
 from metier_infra.messages import Answer, CallId, RunId, Task
@@ -420,3 +421,15 @@ async def test_the_model_is_told_how_much_it_may_write_and_how_hard_to_think(ben
     model = ScriptedModel([says("1")])
     await bench.attempt(spec, model)
     assert (model.asked[0].options.output_tokens, model.asked[0].options.effort) == (77, "high")
+
+
+async def test_a_tool_that_no_runner_knows_any_more_ends_the_call_typed(bench: Bench) -> None:
+    bench.replies(ToolResult(status="refused", gone=True, stderr="there is no tool 'python'; there are shell"))
+    with pytest.raises(ToolGone, match="the tool python of the agent a is gone: there is no tool"):
+        await bench.attempt(agent("collaborative"), ScriptedModel([uses("1"), says("5")]))
+
+
+async def test_a_model_that_declines_has_answered_under_every_policy(bench: Bench) -> None:
+    declines = ModelTurn(text="I cannot help with that.", refused=True, cost_usd=0.01)
+    found = await bench.attempt(agent("autonomous"), ScriptedModel([declines]))
+    assert (found.text, found.stopped) == ("I cannot help with that.", "declined")

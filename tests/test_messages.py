@@ -38,6 +38,7 @@ from metier_infra.messages import (
     RunStarted,
     RunSucceeded,
     Task,
+    TextWritten,
     ToolCallId,
     decode,
     encode,
@@ -69,6 +70,7 @@ SAMPLES: tuple[Event, ...] = (
     RunSucceeded(run_id=RUN, request_id="e", workflow="w", result={"answer": "42"}, cost_usd=0.25),
     RunFailed(run_id=RUN, request_id="e", workflow="w", failure=FAILURE, cost_usd=0.25),
     CallParked(run_id=RUN, call_id=CALL),
+    TextWritten(run_id=RUN, call_id=CALL, agent="coder", step=1, attempt=1, piece=-1, text="“42”"),
     ApprovalWanted(
         run_id=RUN,
         call_id=CALL,
@@ -132,6 +134,7 @@ def test_a_plain_consumer_can_read_what_we_write() -> None:
         "workflow": "w",
         "result": {"answer": "42"},
         "cost_usd": 0.25,
+        "agents": [],
     }
     assert record.key == "ключ".encode()
     headers = dict(record.headers)

@@ -16,7 +16,7 @@ from metier_agents.permission import Arguments, Parked, Permission, refused
 from metier_agents.safety import Bundle, demand
 from metier_agents.turns import ModelTurn, ToolTurn, ToolUse
 from metier_infra import telemetry
-from metier_infra.errors import DeadlineMissed, LaneGone
+from metier_infra.errors import DeadlineMissed, LaneGone, ToolGone
 from metier_infra.journal import Journal
 from metier_infra.messages import Stamp, ToolCallId, stable_id
 from metier_infra.rows import Call, ToolCallRow
@@ -78,7 +78,10 @@ class Hands:
                 return _unmade(use, refused(_RULES_CHANGED))
         if row.result is None:
             row = await self._call(row, fits.spec, deadline)
-        return _made(use, row)
+        made = _made(use, row)
+        if made.result.gone:
+            raise ToolGone(f"the tool {use.tool} of the agent {call.agent} is gone: {made.result.stderr}")
+        return made
 
     async def _call(self, row: ToolCallRow, spec: ToolSpec, deadline: float) -> ToolCallRow:
         """Carry the call out and record its result; the first recorded result counts."""

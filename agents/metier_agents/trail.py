@@ -7,6 +7,7 @@ comes, and opens a span.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -28,6 +29,8 @@ from metier_tools.tool import ToolSpec
 
 LANE = 10_000
 """Steps of one line of thought: line number n of a call has the numbers from n times this."""
+LONGEST_CAPTURE = 32_000
+"""Characters of a prompt or reply on a span."""
 Purpose = Literal["answer", "assessment", "selection"]
 
 
@@ -116,6 +119,8 @@ class Trail:
                     self.history, tools=tools, tool_choice=choice, deadline=attempt.deadline, options=options
                 )
             span.set(_answered(turn))
+            if attempt.hands.bundle is not None and attempt.hands.bundle.capture:
+                span.set(_captured(self.history, turn))
             return turn
 
     def _telling(self, purpose: Purpose) -> AbstractAsyncContextManager[Callable[[str], None] | None]:
@@ -146,6 +151,12 @@ def _answered(turn: ModelTurn) -> Mapping[str, telemetry.Value | None]:
         telemetry.REASONING_TOKENS: usage.reasoning_tokens if usage else None,
         telemetry.PASSED_OVER: len(turn.passed_over) or None,
     }
+
+
+def _captured(history: Sequence[Message], turn: ModelTurn) -> Mapping[str, telemetry.Value | None]:
+    """The content of a request, each side cut at what a span can hold."""
+    said = (json.dumps(turns.dump(messages)["messages"])[:LONGEST_CAPTURE] for messages in (history, [turn]))
+    return dict(zip((telemetry.INPUT_MESSAGES, telemetry.OUTPUT_MESSAGES), said, strict=True))
 
 
 def stamped(stamp: Stamp | None) -> Mapping[str, telemetry.Value | None]:

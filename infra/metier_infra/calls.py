@@ -20,11 +20,12 @@ class Calls:
         """Record the call unless it is recorded; what is stored, with its answer if there is one."""
         stored = await self._db.write(
             Statement(
-                "INSERT INTO calls (call_id, run_id, agent, task, deadline, requested_at)"
-                " VALUES (:call_id, :run_id, :agent, :task, :deadline, :now) ON CONFLICT (call_id) DO NOTHING RETURNING *",
+                "INSERT INTO calls (call_id, run_id, agent, task, deadline, stamp, requested_at)"
+                " VALUES (:call_id, :run_id, :agent, :task, :deadline, :stamp, :now) ON CONFLICT (call_id) DO NOTHING RETURNING *",
                 {
                     **call.model_dump(include={"call_id", "run_id", "agent", "deadline"}),
                     "task": call.task.model_dump_json(),
+                    "stamp": call.stamp.model_dump_json() if call.stamp else None,
                 },
             )
         )

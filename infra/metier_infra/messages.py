@@ -295,7 +295,7 @@ class RunStarted(Event):
 
 
 class RunSucceeded(Event):
-    """The run's one terminal event, when it went well. `request_id` is the id of the event that asked for it."""
+    """The run's one terminal event, when it went well. `request_id` is the id of the event that asked for it, `agents` are those that were called."""
 
     TYPE: ClassVar[str] = "io.metier.run.succeeded.v1"
     run_id: RunId
@@ -303,6 +303,7 @@ class RunSucceeded(Event):
     workflow: str
     result: dict[str, JsonValue]
     cost_usd: float
+    agents: tuple[Stamp, ...] = ()
 
 
 class RunFailed(Event):
@@ -314,6 +315,7 @@ class RunFailed(Event):
     workflow: str
     failure: Failure
     cost_usd: float
+    agents: tuple[Stamp, ...] = ()
 
 
 EVENTS: Mapping[str, type[Event]] = {

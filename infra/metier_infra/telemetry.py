@@ -1,7 +1,7 @@
 """OpenTelemetry, fenced: span names, attributes, context across a hop, and the exporter.
 
 Names follow the GenAI and messaging semantic conventions (v1.44, in development); this module is the only place that spells them.
-`compose` calls `start`; the bus adapters, orchestrator, worker and tool runner open spans. Content is never recorded.
+`compose` calls `start`; the bus adapters, orchestrator, worker and tool runner open spans. Content is recorded only where a safety bundle says `capture`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ INPUT_TOKENS = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 REASONING_TOKENS = "gen_ai.usage.reasoning.output_tokens"
+INPUT_MESSAGES = "gen_ai.input.messages"
+OUTPUT_MESSAGES = "gen_ai.output.messages"
 RESPONSE_MODEL = "gen_ai.response.model"
 TOOL_NAME = "gen_ai.tool.name"
 TOOL_CALL_ID = "gen_ai.tool.call.id"

@@ -158,12 +158,13 @@ def _same(tool: Tool, call: ToolCall) -> Tool | Refusal:
         return tool
     return Refusal(
         f"the tool {call.tool} is not the same here as where it was offered ({tool.spec.digest[:12]}, not {call.digest[:12]}): "
-        "bring agents and tool runners to the same tool files"
+        "bring agents and tool runners to the same tool files",
+        gone=True,
     )
 
 
 def _refused(refusal: Refusal) -> ToolResult:
-    return ToolResult(status="refused", stderr=refusal.sentence)
+    return ToolResult(status="refused", stderr=refusal.sentence, gone=refusal.gone)
 
 
 def unfit_files(tool: Tool, call: ToolCall) -> Refusal | None:

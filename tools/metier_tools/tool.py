@@ -104,13 +104,14 @@ class ToolCall(Word):
 class ToolResult(Word):
     """What came of a call, good or bad, as a model may read it. Times are milliseconds.
 
-    `refused`: an unknown or drifted tool, or arguments that do not fit; `stderr` says why. `died`: the sandbox ended under the call.
+    `refused`: an unknown or drifted tool (`gone`), or arguments that do not fit; `stderr` says why. `died`: the sandbox ended under the call.
     `truncated`: more was written than is kept; `output_cut`: so much that the call was stopped. `container` is a short id or
     empty, `image` a content digest, `profile` the limits that held, `cold` says that a container had to be booted for this call.
     `files` are those that were taken out, `left_out` says of each other one that was wanted why it was not.
     """
 
     status: Status
+    gone: bool = False
     exit_code: int | None = None
     stdout: str = ""
     stderr: str = ""

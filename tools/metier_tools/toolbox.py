@@ -18,9 +18,10 @@ from metier_tools.tool import Language, ToolSpec
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a call is not run, in a sentence that the model can act on."""
+    """Why a call is not run, in a sentence that the model can act on. `gone`: there is no such tool here, or not this one, whatever the model does."""
 
     sentence: str
+    gone: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ class Toolbox:
         """The tool to run, or why this call cannot be run."""
         tool = self._tools.get(name)
         if tool is None:
-            return Refusal(f"there is no tool {name!r}; there are {', '.join(self.names)}")
+            return Refusal(f"there is no tool {name!r}; there are {', '.join(self.names)}", gone=True)
         if tool.disabled:
-            return Refusal(f"the tool {name} is disabled: {tool.disabled}")
+            return Refusal(f"the tool {name} is disabled: {tool.disabled}", gone=True)
         problem = tool.problem(arguments)
         return Refusal(f"the arguments of {name} do not fit: {problem}") if problem else tool

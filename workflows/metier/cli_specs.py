@@ -20,6 +20,7 @@ from metier_infra.errors import BadSpec, MetierError, UnknownAgent
 
 if TYPE_CHECKING:
     from metier_agents.spec import AgentSpec
+    from metier_infra.messages import Stamp
     from metier_tools.toolbox import Toolbox
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
@@ -28,14 +29,19 @@ out = console()
 
 def list_agents(as_json: Json = False) -> None:
     """Show every agent: its model, policy, tools, skills, and the digest that changes with its behaviour."""
-    specs = sorted(compose.agent_specs(compose.configure()).values(), key=lambda spec: spec.name)
+    config = compose.configure()
+    found = compose.agent_specs(config)
+    cards = compose.cards(found, compose.bundles(config, found))
+    specs = sorted(found.values(), key=lambda spec: spec.name)
     if as_json:
-        typer.echo(json.dumps([_told(spec) for spec in specs]))
+        typer.echo(json.dumps([_told(spec, cards[spec.name].stamp) for spec in specs]))
         return
-    table = Table("agent", "model", "policy", "tools", "skills", "digest")
+    table = Table("agent", "model", "policy", "safety", "tools", "skills", "digest")
     for spec in specs:
         tools, skills = (", ".join(words) for words in (_tools(spec), _skills(spec)))
-        table.add_row(spec.name, spec.model, spec.policy.kind, tools or "-", skills or "-", spec.digest)
+        stamp = cards[spec.name].stamp
+        safety, digest = (stamp.safety, stamp.digest) if stamp else ("", spec.digest)
+        table.add_row(spec.name, spec.model, spec.policy.kind, safety or "-", tools or "-", skills or "-", digest)
     out.print(table)
 
 
@@ -47,8 +53,9 @@ def _skills(spec: AgentSpec) -> list[str]:
     return [f"{name} {share:.2f}" for name, share in sorted(spec.skills.items(), key=lambda one: -one[1])]
 
 
-def _told(spec: AgentSpec) -> dict[str, object]:
-    return {**spec.model_dump(mode="json"), "digest": spec.digest}
+def _told(spec: AgentSpec, stamp: Stamp | None) -> dict[str, object]:
+    under = stamp.model_dump(include={"digest", "safety_digest"}) if stamp else {"digest": spec.digest}
+    return {**spec.model_dump(mode="json"), **under}
 
 
 def show(
@@ -56,10 +63,12 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one agent as it is used: every field, defaults and replaced models included."""
-    specs = compose.agent_specs(compose.configure())
+    config = compose.configure()
+    specs = compose.agent_specs(config)
     if name not in specs:
         raise UnknownAgent(f"no agent is called {name!r}; there are: {', '.join(sorted(specs))}")
-    told = _told(specs[name])
+    only = {name: specs[name]}
+    told = _told(specs[name], compose.cards(only, compose.bundles(config, only))[name].stamp)
     typer.echo(json.dumps(told) if as_json else yaml.safe_dump(told, sort_keys=False, allow_unicode=True).rstrip())
 
 
@@ -72,7 +81,7 @@ def check(
     """Check agent files, all of them: fields, names, tools. Exit code 2 when one does not fit."""
     config = compose.configure()
     files = list(_files(paths or [compose.agents_folder(config)]))
-    found = problems(files, compose.toolbox(config))
+    found = problems(files, compose.toolbox(config), compose.safety_folder(config))
     if as_json:
         typer.echo(json.dumps({"checked": [str(path) for path in files], "problems": found}))
     else:
@@ -91,7 +100,7 @@ def _files(paths: Iterable[Path]) -> Iterable[Path]:
         yield from inside
 
 
-def problems(files: Sequence[Path], toolbox: Toolbox) -> list[str]:
+def problems(files: Sequence[Path], toolbox: Toolbox, safety: Path) -> list[str]:
     """What does not fit, a sentence each, with the file: a file that cannot be read, a name that is taken, a tool that is not there."""
     from metier_agents.spec import load_agent
 
@@ -107,7 +116,20 @@ def problems(files: Sequence[Path], toolbox: Toolbox) -> list[str]:
             found.append(f"{path}: an agent named {spec.name} is declared in {names[spec.name]} already")
         names.setdefault(spec.name, path)
         found += [f"{path}: tools: {problem}" for problem in _of_tools(spec, toolbox)]
+        found += [f"{path}: safety: {problem}" for problem in _of_safety(spec, toolbox, safety)]
     return found
+
+
+def _of_safety(spec: AgentSpec, toolbox: Toolbox, folder: Path) -> list[str]:
+    from metier_agents.safety import find_bundle, load_bundles
+    from metier_agents.safety_check import problems
+
+    if spec.safety is None:
+        return []
+    try:
+        return problems(spec, find_bundle(load_bundles(folder), spec.safety), toolbox)
+    except MetierError as error:
+        return [str(error)]
 
 
 def _of_tools(spec: AgentSpec, toolbox: Toolbox) -> Iterable[str]:

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperGroup, TyperOption
 
 from metier.cli import app
+from metier.reference_safety import safety_page
 from metier.reference_tables import default_of, described, table, type_name, with_bounds
 from metier.reference_tools import tool_page
 from metier_agents import spec
@@ -81,6 +82,8 @@ ATTRIBUTES: Mapping[str, str] = {
     telemetry.SAFETY: "the safety bundle under which the agent acts, NAME@VERSION",
     telemetry.SAFETY_DIGEST: "changes with anything in the bundle",
     telemetry.PASSED_OVER: "models of the chain of fallbacks that were passed over before one replied",
+    telemetry.INPUT_MESSAGES: "the prompt, as JSON, where the agent's safety bundle says `capture`",
+    telemetry.OUTPUT_MESSAGES: "the reply, as JSON, where the agent's safety bundle says `capture`",
     telemetry.RESPONSE_MODEL: "the model that replied",
     telemetry.CACHED_TOKENS: "tokens of the prompt that were read from the provider's cache",
     telemetry.REASONING_TOKENS: "tokens of the reply that were thought and not said",
@@ -363,7 +366,7 @@ def spans_page() -> str:
 
 
 _SPANS_HEAD = f"""Spans are exported by OTLP over HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set. Names follow the semantic conventions for generative AI and
-messaging ({telemetry.SCHEMA_URL.rpartition("/")[2]}). Prompts, answers and tool arguments are never recorded.
+messaging ({telemetry.SCHEMA_URL.rpartition("/")[2]}). Prompts and answers are recorded only for agents whose safety bundle says `capture: true`, tool arguments never.
 """
 
 PAGES: Mapping[str, Callable[[], str]] = {
@@ -371,6 +374,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "errors.md": errors_page,
     "events.md": events_page,
+    "safety-file.md": safety_page,
     "settings.md": settings_page,
     "spans.md": spans_page,
     "tool-file.md": tool_page,

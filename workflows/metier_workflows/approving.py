@@ -90,9 +90,8 @@ class Approving:
 
 def call_event(call: Call) -> Envelope[CallRequested]:
     """What brings a call to its agent: the same whenever it is sent."""
-    asked = CallRequested(
-        run_id=call.run_id, call_id=call.call_id, agent=call.agent, task=call.task, deadline=call.deadline
-    )
+    told = call.model_dump(include={"run_id", "call_id", "agent", "task", "deadline", "stamp"})
+    asked = CallRequested.model_validate(told)
     return Envelope(asked, f"{call.call_id}/requested", SOURCE, call.call_id)
 
 

@@ -29,6 +29,7 @@ def choose(
         reason=reason,
         router=ROUTER,
         candidates=tuple(
-            Candidate(agent=name, score=score, propensity=float(name in chosen)) for name, score in ranked
+            Candidate(agent=name, score=score, propensity=float(name in chosen), stamp=cards[name].stamp)
+            for name, score in ranked
         ),
     )

@@ -106,7 +106,14 @@ class RunDesk:
             raise WorkflowBroken(f"no agent is called {agent!r}; there are: {', '.join(sorted(self._cards)) or 'none'}")
         call_id = CallId(self._next("call", place, stable_id(agent, task.model_dump_json())))
         waiter = self._waiting[call_id] = Waiter(place)
-        call = Call(call_id=call_id, run_id=self.run_id, agent=agent, task=task, deadline=time.time() + timeout_s)
+        call = Call(
+            call_id=call_id,
+            run_id=self.run_id,
+            agent=agent,
+            task=task,
+            deadline=time.time() + timeout_s,
+            stamp=self._cards[agent].stamp,
+        )
         try:
             self._weigh()
             stored = await self._journal.calls.request(call)
