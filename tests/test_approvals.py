@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import operator
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -25,15 +26,17 @@ from typer.testing import CliRunner, Result
 from metier.cli import app
 from metier.trace import gather, render, tree
 from metier_agents.attempt import Attempt
+from metier_agents.hands import Hands
 from metier_agents.model import ScriptedModel
-from metier_agents.safety import Bundle
+from metier_agents.permission import Parked
+from metier_agents.safety import Bundle, demand
 from metier_agents.spec import AgentSpec
 from metier_agents.testing import ScriptedLane
 from metier_agents.turns import ModelTurn, ToolTurn, ToolUse, load, of_kind
 from metier_agents.worker import AgentWorker
 from metier_infra.bus import Bus, Consumption, MemoryBus
 from metier_infra.database import Database, Params, Row, Statement, migrate
-from metier_infra.errors import JournalGone, MissingApproval
+from metier_infra.errors import FencedOff, GrantRefused, JournalGone, MissingApproval
 from metier_infra.journal import Journal
 from metier_infra.kafka_bus import KafkaBus
 from metier_infra.kafka_topics import Topic, apply
@@ -43,10 +46,12 @@ from metier_infra.messages import (
     REQUESTS,
     RUNS,
     AgentCard,
+    Answer,
     ApprovalDecided,
     ApprovalSettled,
     ApprovalWanted,
     CallAnswered,
+    CallId,
     Delivery,
     Envelope,
     Event,
@@ -54,22 +59,26 @@ from metier_infra.messages import (
     RunId,
     RunRequested,
     RunSucceeded,
+    Task,
+    ToolCallId,
     decode,
     encode,
     stable_id,
     tasks_topic,
 )
 from metier_infra.postgres_journal import PostgresDatabase
-from metier_infra.rows import Approval, Run
+from metier_infra.rows import Approval, Call, Run
 from metier_infra.service import Ready
 from metier_infra.settings import KafkaSettings
 from metier_infra.socket_bus import serve_bus
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult
+from metier_workflows.approving import call_event
 from metier_workflows.holdings import Held
-from metier_workflows.node import agent
+from metier_workflows.node import Place, agent
 from metier_workflows.orchestrator import Orchestrator
+from metier_workflows.run_desk import RunDesk
 from metier_workflows.workflow import Graph, Workflows, workflow
 
 T = TypeVar("T")
@@ -395,6 +404,9 @@ async def test_what_is_asked_waits_held_by_nobody_and_runs_exactly_as_it_was_app
         run = await house.ended(run_id)
     assert (run.status, run.result, run.cost_usd) == ("succeeded", {"said": ["42"]}, 0.02)
     assert (house.made, house.asked) == (["ask"], 2)
+    assert house.lane.calls[0].hold == demand(house.rules)
+    (done,) = await house.journal.calls.of_run(run_id)
+    assert done.attempt == 2
     wanted, settled = await house.events(ApprovalWanted, ApprovalSettled)
     assert (wanted.id, settled.id) == (f"{asked.approval_id}/wanted", f"{asked.approval_id}/settled")
     assert isinstance(settled.data, ApprovalSettled)
@@ -522,7 +534,8 @@ async def test_time_stands_still_while_a_call_waits(house: House) -> None:
         )
         await house.db.write(shift)
         await asyncio.sleep(3 * LEASE_S)
-        assert (await house.run(run_id)).status == "parked"
+        run = await house.run(run_id)
+        assert (run.status, run.epoch) == ("parked", 1)
         await house.decide(asked)
         assert (await house.ended(run_id)).status == "succeeded"
     (after,) = await house.journal.calls.of_run(run_id)
@@ -560,6 +573,256 @@ async def test_a_node_that_works_ends_first_and_is_not_run_again(house: House) -
     assert run.result is not None
     assert sorted(cast("list[str]", run.result["said"])) == ["42", "works"]
     assert ENTERED.count("works") == 1
+
+
+async def told(house: House, approval_id: ToolCallId) -> None:
+    """Wait until its decision was told."""
+
+    async def announced() -> bool | None:
+        found = await house.journal.approvals.get(approval_id)
+        return True if found and found.announced else None
+
+    await until(announced)
+
+
+async def test_a_call_that_goes_on_while_its_run_is_in_memory_has_a_deadline_again(house: House) -> None:
+    # Given a run that is kept in memory by another node, and a call that waits, of which little time is left
+    ERRANDS["works"] = asyncio.Event()
+    async with house.orchestrator():
+        async with house.worker():
+            run_id = await house.request("asks works", name="fan")
+            (asked,) = await waiting(house, run_id)
+            await asyncio.sleep(LEASE_S)
+        await house.db.write(Statement("UPDATE calls SET deadline = parked_at + 0.3"))
+        # When it is granted and no worker takes it
+        await house.decide(asked)
+        # Then the run does not wait for ever
+        run = await house.ended(run_id)
+    assert run.failure is not None
+    assert run.failure.code == "deadline_missed"
+
+
+async def waiting(house: House, run_id: RunId) -> list[Approval]:
+    """What the run's calls wait for, once they are parked."""
+
+    async def parked() -> list[Approval] | None:
+        calls = await house.journal.calls.of_run(run_id)
+        found = await house.journal.approvals.of_run(run_id)
+        return list(found) if calls and all(one.parked_at for one in calls) else None
+
+    return await until(parked)
+
+
+async def test_a_call_that_parked_unheard_of_is_waited_for_beyond_its_deadline(house: House) -> None:
+    desk = RunDesk(RunId("r"), house.bus, house.journal, CARDS)
+    asking = asyncio.create_task(desk.ask(Place("node", 1), "solver", Task(text="q"), 0.3))
+
+    async def asked() -> list[Call] | None:
+        return list(await house.journal.calls.of_run(RunId("r"))) or None
+
+    (call,) = await until(asked)
+    assert await house.journal.calls.claim(call.call_id, "w")
+    await house.journal.calls.park(call.call_id, "w")
+    await asyncio.sleep(0.6)
+    assert not asking.done()
+    answer = Answer(text="42", agent="solver", model="m", policy="p")
+    desk.deliver(CallAnswered(run_id=RunId("r"), call_id=call.call_id, answer=answer))
+    assert await asking == answer
+
+
+class Lagging:
+    """A database that takes its time to return after it parked the first run."""
+
+    def __init__(self, inner: Database, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        self._inner, self._meanwhile, self._first = inner, meanwhile, True
+
+    async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
+        return await self._inner.read(sql, params)
+
+    async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
+        rows = await self._inner.write(*statements)
+        if self._first and "status = 'parked'" in statements[-1].sql:
+            self._first = False
+            await self._meanwhile()
+        return rows
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+async def test_an_answer_that_comes_just_as_its_run_parks_takes_it_up_at_once(house: House) -> None:
+    # Given no keeper that would find it, and a call that is granted and answered while the run is being parked
+    house.lease_s = 600
+
+    async def meanwhile() -> None:
+        (run,) = await house.journal.runs.recent()
+        (asked,) = await house.journal.approvals.of_run(run.run_id)
+        await house.decide(asked)
+        await until(answered)
+        await asyncio.sleep(0.2)
+
+    async def answered() -> bool | None:
+        (run,) = await house.journal.runs.recent()
+        (call,) = await house.journal.calls.of_run(run.run_id)
+        return True if call.answered_at else None
+
+    async with house.worker(), house.orchestrator(Lagging(house.db, meanwhile)):
+        run = await house.ended(await house.request())
+    assert run.result == {"said": ["42"]}
+
+
+async def test_a_parked_run_whose_answer_nobody_told_is_found(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+    await house.journal.approvals.decide(asked.approval_id, granted=True, by="ann")
+    await house.journal.approvals.told(asked.approval_id)
+    answer = Answer(text="from elsewhere", agent="solver", model="m", policy="p")
+    await house.journal.calls.answer(asked.call_id, answer=answer)
+    async with house.orchestrator():
+        run = await house.ended(run_id)
+    assert run.result == {"said": ["from elsewhere"]}
+
+
+# ---- the hands alone
+
+
+def handed(house: House, rules: Bundle | None = None) -> Hands:
+    return Hands(house.journal, house.lane, BUILTIN, b"k" * 32, rules or house.rules)
+
+
+async def claimed(journal: Journal, attempt: int = 1) -> Call:
+    call = Call(
+        call_id=CallId("c" * 32), run_id=RunId("r"), agent="solver", task=Task(text="q"), deadline=time.time() + 60
+    )
+    await journal.calls.request(call)
+    found = await journal.calls.claim(call.call_id, "w")
+    assert found is not None
+    return found.model_copy(update={"attempt": attempt})
+
+
+async def act(hands: Hands, call: Call, *codes: str) -> list[ToolTurn]:
+    turn = uses(*codes).model_copy(update={"offered": ("python",)})
+    return await hands.act(call, turn, 1, left=5, deadline=call.deadline)
+
+
+async def test_what_ran_is_what_the_model_reads_though_the_rules_forbid_it_now(house: House) -> None:
+    call = await claimed(house.journal)
+    await act(handed(house), call, "evening")
+    strict = bundle(rules=[{"then": "deny", "why": "all of it"}])
+    again = await claimed(house.journal, attempt=2)
+    (seen,) = await act(handed(house, strict), again, "evening")
+    assert (seen.result.status, len(house.lane.calls)) == ("ok", 1)
+
+
+async def test_a_call_in_flight_is_not_made_again_with_arguments_that_the_rules_would_change_now(house: House) -> None:
+    call = await claimed(house.journal)
+    house.lane = ScriptedLane(lambda _: GrantRefused("it dies on the way"))
+    with pytest.raises(GrantRefused):
+        await act(handed(house), call, "plain")
+    house.lane = ScriptedLane(lambda _: ToolResult(status="ok"))
+    stricter = bundle(rules=[{"then": "mutate", "change": {"code": "tamed"}}])
+    (seen,) = await act(handed(house, stricter), await claimed(house.journal, attempt=2), "plain")
+    assert (seen.result.status, house.lane.calls) == ("refused", [])
+    assert "the rules have changed" in seen.result.stderr
+
+
+async def test_what_goes_wrong_is_told_before_what_waits(house: House) -> None:
+    house.lane = ScriptedLane(lambda _: GrantRefused("forged"))
+    with pytest.raises(GrantRefused):
+        await act(handed(house), await claimed(house.journal), "ask", "plain")
+    assert not issubclass(Parked, Exception)
+
+
+# ---- the journal alone
+
+
+def wish(call: Call) -> Approval:
+    told = call.model_dump(include={"run_id", "call_id", "agent"})
+    return Approval.model_validate(
+        {**told, "approval_id": "a" * 32, "tool": "python", "digest": "d", "arguments": {"code": "ask"}, "why": "dear"}
+    )
+
+
+async def test_a_decision_lets_the_calls_time_go_on_at_once_and_is_told_until_it_was(journal: Journal) -> None:
+    call = await claimed(journal)
+    asked = await journal.approvals.want(wish(call), 60)
+    parked = await journal.calls.park(call.call_id, "w")
+    assert (parked.parked_at is None, parked.holder) == (False, None)
+    assert [one.approval_id for one in await journal.approvals.waiting()] == [asked.approval_id]
+    await journal.db.write(Statement("UPDATE calls SET parked_at = parked_at - 100"))
+    settled = await journal.approvals.decide(asked.approval_id, granted=True, by="ann")
+    assert settled is not None
+    assert await journal.approvals.decide(asked.approval_id, granted=False, by="bob") is None
+    goes_on = await journal.calls.get(call.call_id)
+    assert goes_on is not None
+    assert goes_on.parked_at is None
+    assert 95 < goes_on.deadline - call.deadline < 105
+    assert await journal.approvals.untold(60) == []
+    assert await journal.approvals.untold(0) == [settled]
+    await journal.approvals.told(asked.approval_id)
+    assert await journal.approvals.untold(0) == []
+
+
+async def test_a_parked_call_is_taken_only_for_a_decision_that_it_has_not_seen_or_to_be_cancelled(
+    journal: Journal,
+) -> None:
+    call = await claimed(journal)
+    first = await journal.approvals.want(wish(call), 60)
+    second = await journal.approvals.want(wish(call).model_copy(update={"approval_id": "b" * 32}), 60)
+    # Given a decision between the last look and the parking
+    await journal.approvals.decide(first.approval_id, granted=True, by="ann")
+    parked = await journal.calls.park(call.call_id, "w")
+    assert parked.parked_at is not None
+    taken = await journal.calls.claim(call.call_id, "w")
+    assert taken is not None
+    assert taken.parked_at is None
+    # When it has seen that one, it waits for the other, however often it comes
+    await journal.calls.park(call.call_id, "w")
+    assert await journal.calls.claim(call.call_id, "w") is None
+    assert [one.approval_id for one in await journal.approvals.undecided(call.call_id)] == [second.approval_id]
+    await journal.calls.cancel(call.call_id, "enough")
+    assert await journal.calls.claim(call.call_id, "w") is not None
+
+
+async def test_a_parked_call_that_comes_again_is_told_again_and_not_worked_on(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        call = await house.journal.calls.get(asked.call_id)
+        assert call is not None
+        await house.bus.publish(encode(tasks_topic("solver"), call_event(call)))
+
+        async def twice() -> bool | None:
+            return True if len(await house.events(ApprovalWanted)) == 2 else None
+
+        await until(twice)
+    again = await house.journal.calls.get(asked.call_id)
+    assert again is not None
+    assert (again.attempt, again.parked_at, house.asked) == (1, call.parked_at, 1)
+    assert len({one.id for one in await house.events(ApprovalWanted)}) == 1
+
+
+async def test_a_decision_after_its_time_is_none(journal: Journal) -> None:
+    asked = await journal.approvals.want(wish(await claimed(journal)), -1)
+    assert await journal.approvals.decide(asked.approval_id, granted=True, by="ann") is None
+    assert await journal.approvals.overdue() == {asked.approval_id: "expiry"}
+    assert await journal.approvals.decide(asked.approval_id, granted=False, by="expiry", late=True)
+
+
+async def test_a_run_is_parked_only_while_all_that_it_waits_for_is_and_only_by_its_owner(journal: Journal) -> None:
+    run = Run(run_id=RunId("r"), source="/s", event_id="e", workflow="w", version=None, status="accepted", input={}, traceparent="")  # fmt: skip
+    await journal.runs.accept(run)
+    held = await journal.runs.lease(run.run_id, "o")
+    assert held is not None
+    call = await claimed(journal)
+    assert not await journal.runs.park(run.run_id, held.epoch, [call.call_id])
+    await journal.calls.park(call.call_id, "w")
+    with pytest.raises(FencedOff):
+        await journal.runs.park(run.run_id, held.epoch + 1, [call.call_id])
+    assert not await journal.runs.park(run.run_id, held.epoch, [call.call_id, CallId("d" * 32)])
+    assert await journal.runs.park(run.run_id, held.epoch, [call.call_id])
+    assert await journal.runs.unattended() == []
 
 
 async def test_two_calls_wait_and_each_goes_on_by_itself_after_a_restart_of_all(house: House) -> None:
@@ -708,7 +971,7 @@ async def test_on_a_terminal_a_call_is_listed_shown_safely_and_granted(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given arguments that would move the cursor, turn the direction of writing, and look like markup
-    code = "ask\x1b[2J\u202e [red]é" + "x" * 5000
+    code = "[red]ask\x1b[2J\u202e [red]é" + "x" * 5000
     house.script = (uses(code), ANSWER)
     async with dev(house, tmp_path, monkeypatch) as metier:
         run_id = await house.request()
@@ -720,7 +983,7 @@ async def test_on_a_terminal_a_call_is_listed_shown_safely_and_granted(
         for told in (listed.output, whole.output):
             assert "\x1b" not in told
             assert "\u202e" not in told
-        assert "ask" in listed.output
+        assert "[red]ask" in listed.output
         assert max(map(len, listed.output.split("\n"))) <= 121
         assert "\\u202e [red]é" + "x" * 5000 in whole.output
         assert f"waits for approval {asked.approval_id[:12]}"[:20] in runs.output

@@ -1,6 +1,7 @@
 """How a worker lets go of a call that waits for a person: nothing of it stays in this process.
 
-The worker calls `park` when a call's work ended in `Parked`. A decision brings the call to its agent's topic again; whoever takes it goes on.
+The worker gives a call up whose work ended in `Parked`, and calls `tell` then, and whenever it comes again and still waits. A decision brings the call to its agent's
+topic again; whoever takes it goes on.
 """
 
 from __future__ import annotations
@@ -16,14 +17,8 @@ from metier_infra.service import send
 log = structlog.get_logger()
 
 
-async def park(bus: Bus, journal: Journal, call: Call, holder: str) -> Call:
-    """Give the call up, then tell who is asked and that its run need not wait for it; what is stored.
-
-    A worker that dies in between gets the call again, and tells the same under the same ids.
-    """
-    parked = await journal.calls.park(call.call_id, holder)
-    if parked.answered_at is not None:
-        return parked
+async def tell(bus: Bus, journal: Journal, call: Call) -> None:
+    """Say who is asked, and that the call's run need not wait for it: under the same ids whenever it is said."""
     source = f"/metier/agents/{call.agent}"
     wanted = await journal.approvals.undecided(call.call_id)
     asked = [Envelope(_asked(one), f"{one.approval_id}/wanted", source, call.run_id) for one in wanted]
@@ -31,7 +26,6 @@ async def park(bus: Bus, journal: Journal, call: Call, holder: str) -> Call:
     told = CallParked(run_id=call.run_id, call_id=call.call_id)
     await send(bus, RUNS, Envelope(told, f"{call.call_id}/parked/{call.attempt}", source, call.run_id))
     log.info("call parked", action="ask a person", call_id=call.call_id, agent=call.agent, approvals=len(wanted))
-    return parked
 
 
 def _asked(approval: Approval) -> ApprovalWanted:

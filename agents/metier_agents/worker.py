@@ -16,11 +16,10 @@ from typing import Any
 
 import structlog
 
-from metier_agents import explorations
+from metier_agents import explorations, parking
 from metier_agents.attempt import Attempt, Estimate, free
 from metier_agents.hands import Hands
 from metier_agents.model import Model
-from metier_agents.parking import park
 from metier_agents.permission import Parked
 from metier_agents.retrieval import open_retriever
 from metier_agents.safety import Bundle
@@ -207,21 +206,23 @@ class AgentWorker:
         try:
             call = await self._claim(asked.call_id, asked.agent)
             with service.processing(envelope, delivery):
-                worked = call if call.answered_at is not None else await self._answer(call)
+                worked = call if call.answered_at or call.parked_at else await self._answer(call)
                 if worked.answered_at is not None:
                     await service.send(self._bus, RUNS, _reply(worked))
+                else:
+                    await parking.tell(self._bus, self._journal, worked)
         finally:
             self._in_hand.discard(asked.call_id)
 
     async def _claim(self, call_id: CallId, agent: str) -> Call:
-        """The call, claimed, or already answered. Raises `Held` or `UnknownCall`."""
+        """The call, claimed, or already answered, or as it waits for a person. Raises `Held` or `UnknownCall`."""
         claimed = await self._journal.calls.claim(call_id, self._holder, self._stamps[agent])
         if claimed is not None:
             return claimed
         stored = await self._journal.calls.get(call_id)
         if stored is None:
             raise UnknownCall(f"call {call_id} is not in the journal")
-        if stored.answered_at is None:
+        if stored.answered_at is None and stored.parked_at is None:
             raise Held(f"call {call_id} is held by {stored.holder}")
         return stored
 
@@ -236,7 +237,7 @@ class AgentWorker:
                 span.set({telemetry.COST_USD: answer.cost_usd})
                 return await self._journal.calls.answer(call.call_id, answer=answer, cost_usd=answer.cost_usd)
             except Parked:
-                return await park(self._bus, self._journal, call, self._holder)
+                return await self._journal.calls.park(call.call_id, self._holder)
             except RetryLater:
                 raise
             except MetierError as error:

@@ -41,7 +41,7 @@ class Calls:
         return call_of(rows[0]) if rows else None
 
     async def claim(self, call_id: CallId, holder: str, stamp: Stamp | None = None) -> Call | None:
-        """Take the call for `holder`, counting the attempt; None when another live holder has it, or it is answered.
+        """Take the call for `holder`, counting the attempt; None when another live holder has it, it is answered, or it still waits for a person.
 
         `stamp` is what it is worked on under; that of the last attempt is kept. If it was parked, its time goes on.
         """
@@ -49,7 +49,10 @@ class Calls:
             Statement(
                 "UPDATE calls SET holder = :holder, attempt = attempt + 1, held_until = :now + :ttl, claimed_at = coalesce(claimed_at, :now),"
                 " stamp = :stamp, deadline = deadline + coalesce(:now - parked_at, 0), parked_s = parked_s + coalesce(:now - parked_at, 0),"
-                " parked_at = NULL WHERE call_id = :call_id AND answered_at IS NULL AND (holder = :holder OR held_until < :now) RETURNING *",
+                " parked_at = NULL, taken_at = :now"
+                " WHERE call_id = :call_id AND answered_at IS NULL AND (holder = :holder OR held_until < :now) AND (parked_at IS NULL"
+                " OR cancelled IS NOT NULL OR EXISTS (SELECT 1 FROM approvals WHERE approvals.call_id = calls.call_id"
+                " AND approvals.decided_at >= calls.taken_at)) RETURNING *",
                 {
                     "call_id": call_id,
                     "holder": holder,
