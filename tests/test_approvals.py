@@ -60,7 +60,6 @@ from metier_infra.messages import (
     RunRequested,
     RunSucceeded,
     Task,
-    ToolCallId,
     decode,
     encode,
     stable_id,
@@ -573,16 +572,6 @@ async def test_a_node_that_works_ends_first_and_is_not_run_again(house: House) -
     assert run.result is not None
     assert sorted(cast("list[str]", run.result["said"])) == ["42", "works"]
     assert ENTERED.count("works") == 1
-
-
-async def told(house: House, approval_id: ToolCallId) -> None:
-    """Wait until its decision was told."""
-
-    async def announced() -> bool | None:
-        found = await house.journal.approvals.get(approval_id)
-        return True if found and found.announced else None
-
-    await until(announced)
 
 
 async def test_a_call_that_goes_on_while_its_run_is_in_memory_has_a_deadline_again(house: House) -> None:
