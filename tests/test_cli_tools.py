@@ -80,9 +80,9 @@ def digest(folder: Path) -> str:
 def test_a_new_tool_is_shown_with_all_that_a_model_is_told_before_it_is_approved(folder: Path) -> None:
     shown = tools(folder, "approve").stdout.splitlines()
     name = f"count {load_pins(folder)['count'].digest[:12]}"
-    assert [line.split(":")[0] for line in shown] == [f"new      {name}", "  kind", "  description", "  parameters", f"approved {name}"]  # fmt: skip
-    assert shown[2] == "  description: Count words."
-    assert json.loads(shown[3].removeprefix("  parameters: "))["properties"]["text"]["description"] == "the text"
+    assert [line.split(":")[0] for line in shown] == [f"new      {name}", "  kind", "  risk", "  description", "  parameters", f"approved {name}"]  # fmt: skip
+    assert shown[2:4] == ["  risk: execute", "  description: Count words."]
+    assert json.loads(shown[4].removeprefix("  parameters: "))["properties"]["text"]["description"] == "the text"
     assert tools(folder, "approve").stdout == "nothing to approve: every tool is as it was approved\n"
 
 
