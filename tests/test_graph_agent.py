@@ -32,16 +32,17 @@ from pydantic import Field
 
 from metier_agents import explorations
 from metier_agents.attempt import Attempt
-from metier_agents.graph_border import Graphs, mask, open_graph
+from metier_agents.graph_border import mask, open_graph
 from metier_agents.hands import Hands
 from metier_agents.model_table import Price
+from metier_agents.prices import Priced
 from metier_agents.spec import AgentSpec
 from metier_agents.testing import ScriptedLane
-from metier_agents.turns import Assessed, Message, ModelTurn, Note, Realised, ToolTurn, load, of_kind
+from metier_agents.turns import Assessed, Message, ModelTurn, Note, Realised, ToolTurn, load, of_kind, open_uses
 from metier_agents.worker import AgentWorker
 from metier_infra import telemetry
 from metier_infra.bus import Consumption, MemoryBus
-from metier_infra.database import Params, Row, Statement, migrate
+from metier_infra.database import migrate
 from metier_infra.errors import BadSpec, GrantRefused
 from metier_infra.journal import Journal
 from metier_infra.messages import (
@@ -61,6 +62,7 @@ from metier_infra.messages import (
 )
 from metier_infra.rows import Call, ToolCallRow
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.testing import Crash, Dying
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolCall, ToolResult
 
@@ -171,42 +173,7 @@ def agent(kind: str = "collaborative", **more: Any) -> AgentSpec:
     )
 
 
-class Crash(BaseException):
-    """The process dies here."""
-
-
-@dataclass
-class Dying:
-    """A database whose process dies at its n-th write: before it, or after it was committed."""
-
-    inner: SqliteDatabase
-    at: int | None = None
-    committed: bool = False
-    writes: int = 0
-
-    async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
-        return await self.inner.read(sql, params)
-
-    async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
-        self.writes += 1
-        dies = self.writes == self.at
-        if dies and not self.committed:
-            raise Crash
-        rows = await self.inner.write(*statements)
-        if dies:
-            raise Crash
-        return rows
-
-    async def close(self) -> None:
-        await self.inner.close()
-
-
-class PricedGraphs:
-    """The graphs with a price, as `prices.Priced` puts it round them."""
-
-    def __init__(self, graphs: Graphs) -> None:
-        self.name, self.ask = graphs.name, graphs.ask
-        self.price = Price(model="langgraph:their_graphs:make", input=1000.0, cached_input=None, output=0.0)
+PRICE = Price.model_validate({"model": "langgraph:their_graphs:make", "input": 1000.0, "output": 0.0})
 
 
 @dataclass
@@ -221,7 +188,7 @@ class House:
 
     def worker(self, spec: AgentSpec, *, priced: bool = False) -> AgentWorker:
         def opened(one: AgentSpec) -> Any:
-            return PricedGraphs(open_graph(one.model)) if priced else open_graph(one.model)
+            return Priced(open_graph(one.model), PRICE) if priced else open_graph(one.model)
 
         return AgentWorker(
             bus=self.bus,
@@ -683,7 +650,8 @@ async def test_after_a_crash_at_any_write_nothing_recorded_is_asked_or_called_ag
 
 
 async def resumed(house: House, spec: AgentSpec, kind: str, before: Chat) -> None:
-    recorded = of_kind(await house.messages(), ModelTurn)
+    before_it = await house.messages()
+    recorded, in_its_tools = of_kind(before_it, ModelTurn), bool(open_uses(before_it))
     finished = {row.tool_call_id for row in await house.journal.tools.of_run(RUN) if row.finished_at}
     sent = [call.tool_call_id for call in house.lane.calls]
     again = Chat(script=before.script)
@@ -696,7 +664,8 @@ async def resumed(house: House, spec: AgentSpec, kind: str, before: Chat) -> Non
     assert finished.isdisjoint(sent_again)
     assert len(set(sent + sent_again)) == 3
     after = of_kind(await house.messages(), ModelTurn)
-    assert [turn.asked_again for turn in after] == [n == len(recorded) for n in range(len(after))]
+    twice = [n == len(recorded) and not in_its_tools for n in range(len(after))]
+    assert [turn.asked_again for turn in after] == twice
     assert [turn.offered for turn in after][-3:] == [("python",)] * 3
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from metier_agents import wording
 from metier_agents.attempt import Attempt, Estimate
 from metier_agents.hands import Hands
 from metier_agents.loop import Loop
@@ -18,8 +19,19 @@ from metier_agents.purse import Need
 from metier_agents.spec import AgentSpec
 from metier_agents.testing import Reply, ScriptedLane
 from metier_agents.timed import Timed
-from metier_agents.turns import Assessed, History, ModelTurn, Realised, ToolTurn, ToolUse, load, of_kind
-from metier_infra.database import Params, Row, Statement, migrate
+from metier_agents.turns import (
+    Assessed,
+    History,
+    ModelTurn,
+    Note,
+    Realised,
+    ToolTurn,
+    ToolUse,
+    load,
+    of_kind,
+    open_uses,
+)
+from metier_infra.database import migrate
 from metier_infra.errors import (
     DeadlineMissed,
     EngineGone,
@@ -34,6 +46,7 @@ from metier_infra.journal import Journal
 from metier_infra.messages import Answer, CallId, RunId, Task
 from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.testing import Crash, Dying
 from metier_tools.builtin import BUILTIN
 from metier_tools.grant import verify
 from metier_tools.tool import ToolCall, ToolResult, ToolSpec
@@ -42,36 +55,6 @@ KEY = b"k" * 32
 CALL = CallId("c" * 32)
 OK = ToolResult(status="ok", stdout="42\n", wall_ms=3.0)
 BAD = ToolResult(status="error", exit_code=1, stderr="boom", wall_ms=3.0)
-
-
-class Crash(BaseException):
-    """The process dies here."""
-
-
-@dataclass
-class Dying:
-    """A database whose process dies at its n-th write: before it, or after it was committed."""
-
-    inner: SqliteDatabase
-    at: int | None = None
-    committed: bool = False
-    writes: int = 0
-
-    async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
-        return await self.inner.read(sql, params)
-
-    async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
-        self.writes += 1
-        dies = self.writes == self.at
-        if dies and not self.committed:
-            raise Crash
-        rows = await self.inner.write(*statements)
-        if dies:
-            raise Crash
-        return rows
-
-    async def close(self) -> None:
-        await self.inner.close()
 
 
 @dataclass
@@ -225,7 +208,8 @@ async def test_after_a_crash_at_any_write_nothing_recorded_is_asked_again(kind: 
 
 
 async def resumed(bench: Bench, kind: str, before: ScriptedModel) -> None:
-    recorded = of_kind(await bench.messages(), ModelTurn)
+    before_it = await bench.messages()
+    recorded, in_its_tools = of_kind(before_it, ModelTurn), bool(open_uses(before_it))
     finished = {row.tool_call_id for row in await bench.journal.tools.of_run(RunId("r")) if row.finished_at}
     sent_before = [call.tool_call_id for call in bench.lane.calls]
     again = ScriptedModel(SCRIPTS[kind])
@@ -237,7 +221,8 @@ async def resumed(bench: Bench, kind: str, before: ScriptedModel) -> None:
     assert finished.isdisjoint(sent_again)
     assert len(set(sent_before + sent_again)) == answer.tool_calls
     after = of_kind(await bench.messages(), ModelTurn)
-    assert [turn.asked_again for turn in after] == [n == len(recorded) for n in range(len(after))]
+    twice = [n == len(recorded) and not in_its_tools for n in range(len(after))]
+    assert [turn.asked_again for turn in after] == twice
 
 
 async def test_the_list_after_a_crash_is_the_list_without_one(bench: Bench) -> None:
@@ -433,3 +418,18 @@ async def test_a_model_that_declines_has_answered_under_every_policy(bench: Benc
     declines = ModelTurn(text="I cannot help with that.", refused=True, cost_usd=0.01)
     found = await bench.attempt(agent("autonomous"), ScriptedModel([declines]))
     assert (found.text, found.stopped) == ("I cannot help with that.", "declined")
+
+
+async def test_a_reply_that_was_cut_is_asked_for_once_more_and_then_taken_as_cut(bench: Bench) -> None:
+    cut = ModelTurn(text="First, let us", cut=True, cost_usd=0.01)
+    model = ScriptedModel([cut, says("42")])
+    found = await bench.attempt(agent("autonomous", turns=9), model)
+    assert (found.text, found.stopped) == ("42", "answered")
+    assert model.asked[1].messages[-1] == Note(text=wording.CUT)
+
+
+async def test_a_reply_that_is_cut_again_is_taken_and_called_cut(bench: Bench) -> None:
+    cut = says("4", cut=True)
+    model = ScriptedModel([cut, cut, says("42")])
+    found = await bench.attempt(agent("autonomous"), model)
+    assert (found.text, found.stopped, len(model.asked)) == ("4", "cut", 2)

@@ -74,6 +74,14 @@ async def test_a_reply_of_a_model_without_a_price_has_no_cost() -> None:
 # ---- what a request may come to
 
 
+def test_what_is_put_into_the_cache_has_a_price_of_its_own() -> None:
+    price = Price.model_validate({"model": "m", "input": 4.0, "cached_input": 1.0, "cache_write": 5.0, "output": 0.0})
+    usage = Usage(input_tokens=100, output_tokens=0, cached_tokens=30, cache_written_tokens=50)
+    assert cost(price, usage) == pytest.approx((20 * 4 + 30 * 1 + 50 * 5) / 1e6)
+    assert dearest(price, 100, 0) == pytest.approx(100 * 5 / 1e6)
+    assert cost(price.model_copy(update={"cache_write": None}), usage) == pytest.approx((70 * 4 + 30 * 1) / 1e6)
+
+
 def test_the_dearest_is_all_read_at_the_higher_price_and_all_written() -> None:
     assert dearest(price(cached=0.5), 1_000_000, 100_000) == pytest.approx(3.0)
     assert dearest(price(cached=4.0), 1_000_000, 0) == pytest.approx(4.0)

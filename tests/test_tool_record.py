@@ -21,7 +21,7 @@ from metier_agents.hands import Hands
 from metier_agents.loop import Loop
 from metier_agents.model import ScriptedModel
 from metier_agents.record import Bin, Calibration, calibration, export, judged, records
-from metier_agents.spec import AgentSpec
+from metier_agents.spec import AgentSpec, Deep
 from metier_agents.testing import ScriptedLane
 from metier_agents.turns import (
     Assessed,
@@ -360,6 +360,22 @@ async def test_in_the_loop_the_answer_is_compared_with_the_models_own_and_the_re
     told = [message for step in await journal.steps.of_call(call.call_id) for message in load(step.body)]
     assert len(of_kind(told, Realised)) == 1
     assert [one.keeps_own for one in of_kind(told, Compared)] == ([stands == "41"] if status == "ok" else [])
+
+
+async def test_an_answer_that_was_thought_over_since_stands_before_the_models_own(journal: Journal) -> None:
+    deep = {
+        "policy": SPEC.policy.model_copy(update={"tries": 1, "explore": 1.0}),
+        "reasoning": Deep.model_validate({"kind": "deep", "rounds": 1}),
+    }
+    call = Call(
+        call_id=CallId("now"), run_id=RunId("r"), agent="coder", task=Task(text="?", category="code"), deadline=2e9
+    )
+    use = ToolUse(id="u", tool="python", arguments={"code": "print(6*7)"})
+    answers = [ModelTurn(text=f"ANSWER: {text}\nCONFIDENCE: 0.9") for text in ("42", "43")]
+    hands = Hands(journal, ScriptedLane(lambda _: ToolResult(status="ok")), BUILTIN, b"k" * 32)
+    model = ScriptedModel([ModelTurn(text=POINTLESS), ModelTurn(uses=(use,)), *answers])
+    found = await Loop(Attempt(call, SPEC.model_copy(update=deep), model, journal, hands, 2e9)).run()
+    assert found.text == "43"
 
 
 # ---- calibration

@@ -13,18 +13,16 @@ After M. Nygard, Release It! (2007), "Circuit Breaker".
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Unpack
 
 import structlog
 
-from metier_agents.model import PLAIN, Model, Options
+from metier_agents.model import Asking, Model
 from metier_agents.model_table import Breaker
-from metier_agents.policy import ToolChoice
 from metier_agents.turns import History, ModelTurn
 from metier_infra.errors import AskOperator, CircuitOpen, ModelBusy, ModelFailed
-from metier_tools.tool import ToolSpec
 
 log = structlog.get_logger()
 
@@ -107,23 +105,13 @@ class Guarded:
         self.inner = inner
         self._fuse = fuse
 
-    async def ask(
-        self,
-        messages: History,
-        *,
-        tools: Sequence[ToolSpec],
-        tool_choice: ToolChoice,
-        deadline: float,
-        options: Options = PLAIN,
-    ) -> ModelTurn:
+    async def ask(self, messages: History, **asked: Unpack[Asking]) -> ModelTurn:
         """See `Model.ask`. Raises `CircuitOpen` at once while the model is away."""
         probe = self._fuse.admit(self.name)
         outcome: Outcome = "given_up"
         after_s: float | None = None
         try:
-            turn = await self.inner.ask(
-                messages, tools=tools, tool_choice=tool_choice, deadline=deadline, options=options
-            )
+            turn = await self.inner.ask(messages, **asked)
             outcome = "replied"
         except ModelBusy as error:
             outcome, after_s = "busy", error.after_s

@@ -16,17 +16,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Unpack
 
 import structlog
 
-from metier_agents.model import PLAIN, Model, Options
+from metier_agents.model import PLAIN, Asking, Model
 from metier_agents.model_table import Patience
-from metier_agents.policy import ToolChoice
 from metier_agents.turns import History, ModelTurn, PassedOver
 from metier_infra.errors import AskOperator, CircuitOpen, MetierError, ModelBusy, ModelFailed
 from metier_infra.retry import Backoff
-from metier_tools.tool import ToolSpec
 
 log = structlog.get_logger()
 
@@ -71,31 +69,23 @@ class Chain:
         self.models = tuple(models)
         self._patience = patience
 
-    async def ask(
-        self,
-        messages: History,
-        *,
-        tools: Sequence[ToolSpec],
-        tool_choice: ToolChoice,
-        deadline: float,
-        options: Options = PLAIN,
-    ) -> ModelTurn:
+    async def ask(self, messages: History, **asked: Unpack[Asking]) -> ModelTurn:
         """See `Model.ask`."""
 
         async def request(model: Model) -> ModelTurn:
-            return await model.ask(messages, tools=tools, tool_choice=tool_choice, deadline=deadline, options=options)
+            return await model.ask(messages, **asked)
 
         passed: list[PassedOver] = []
         errors: list[tuple[str, MetierError]] = []
         refusal: ModelTurn | None = None
         for model in self.models:
             try:
-                turn = await self._patiently(model, request, deadline)
+                turn = await self._patiently(model, request, asked["deadline"])
             except (ModelBusy, ModelFailed, AskOperator) as error:
                 errors.append((model.name, error))
                 passed.append(_passed(model, error.code, _short(error)))
                 continue
-            if not (turn.refused and options.next_on_refusal):
+            if not (turn.refused and asked.get("options", PLAIN).next_on_refusal):
                 return turn.model_copy(update={"passed_over": tuple(passed)})
             refusal = refusal or turn
             passed.append(_passed(model, "refused", "the model declined to answer"))

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard, Unpack
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -22,8 +22,7 @@ from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 
 from metier_agents.langchain_errors import short
-from metier_agents.model import PLAIN, Options
-from metier_agents.policy import ToolChoice
+from metier_agents.model import Asking
 from metier_agents.turns import History, ModelTurn
 from metier_agents.wording import observation
 from metier_infra.errors import BadSpec, ModelFailed
@@ -133,17 +132,9 @@ class Graphs:
             self._built[key] = Built(graph, tuple(sorted(held - {tool.name for tool in tools})))
         return self._built[key]
 
-    async def ask(
-        self,
-        messages: History,
-        *,
-        tools: Sequence[ToolSpec],
-        tool_choice: ToolChoice,
-        deadline: float,
-        options: Options = PLAIN,
-    ) -> ModelTurn:
+    async def ask(self, messages: History, **asked: Unpack[Asking]) -> ModelTurn:
         """See `Model.ask`. Raises `ModelFailed`: a graph asks its models itself."""
-        del messages, tools, tool_choice, deadline, options
+        del messages, asked
         raise ModelFailed(f"{self.name} is a graph, and asks its models itself")
 
 

@@ -85,7 +85,7 @@ class Hands:
 
     async def _call(self, row: ToolCallRow, spec: ToolSpec, deadline: float) -> ToolCallRow:
         """Carry the call out and record its result; the first recorded result counts."""
-        with telemetry.span(telemetry.execute_tool(row.tool), attributes=_attributes(row, spec)) as span:
+        with telemetry.span(telemetry.execute_tool(row.tool), attributes=_attributes(row, spec, self.stamp)) as span:
             result = await until(deadline, f"the call of {row.tool}", lambda: self._send(row, spec, deadline, span))
             span.set({telemetry.SANDBOX_STATUS: result.status, telemetry.SANDBOX_EXIT_CODE: result.exit_code})
             if not result.ok:
@@ -107,6 +107,7 @@ class Hands:
             deadline=ends,
             timeout_s=spec.timeout_s,
             grant="",
+            stamp=self.stamp,
             traceparent=span.traceparent,
         )
         try:
@@ -146,7 +147,7 @@ def _made(use: ToolUse, row: ToolCallRow) -> ToolTurn:
     return ToolTurn(use_id=use.id, tool=use.tool, result=result, tool_call_id=row.tool_call_id)
 
 
-def _attributes(row: ToolCallRow, spec: ToolSpec) -> dict[str, telemetry.Value | None]:
+def _attributes(row: ToolCallRow, spec: ToolSpec, stamp: Stamp | None) -> dict[str, telemetry.Value | None]:
     return {
         telemetry.OPERATION: "execute_tool",
         telemetry.TOOL_NAME: row.tool,
@@ -154,6 +155,7 @@ def _attributes(row: ToolCallRow, spec: ToolSpec) -> dict[str, telemetry.Value |
         telemetry.TOOL_TYPE: spec.kind,
         telemetry.RUN_ID: row.run_id,
         telemetry.CALL_ID: row.call_id,
+        **telemetry.stamped(stamp),
     }
 
 

@@ -95,6 +95,7 @@ def _usage(reply: AIMessage) -> Usage | None:
         input_tokens=told["input_tokens"],
         output_tokens=told["output_tokens"],
         cached_tokens=_detail(read, "cache_read"),
+        cache_written_tokens=_detail(read, "cache_creation") + _detail(read, "_input_tokens"),
         reasoning_tokens=_detail(thought, "reasoning"),
     )
 

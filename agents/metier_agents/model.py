@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -40,6 +40,15 @@ class Options:
 
 
 PLAIN = Options()
+
+
+class Asking(TypedDict):
+    """What a layer hands on with the messages: the keywords of `Model.ask`."""
+
+    tools: Sequence[ToolSpec]
+    tool_choice: ToolChoice
+    deadline: float
+    options: NotRequired[Options]
 
 
 class Model(Protocol):

@@ -30,6 +30,9 @@ class Price(Declared):
     cached_input: Usd | None = Field(
         None, description="those of them that came from the provider's cache; none: as input"
     )
+    cache_write: Usd | None = Field(
+        None, description="those of them that were put into the provider's cache; none: as input"
+    )
     output: Usd = Field(description="tokens that the model writes or thinks")
 
 

@@ -42,8 +42,9 @@ def conclude(history: History, spec: AgentSpec, *, stopped: str = "answered") ->
 
 
 def _standing(history: History, last: ModelTurn) -> tuple[str, float | None]:
-    """The last answer; or the model's own from before tools, where `appraisal` found that one the likelier."""
-    if any(compared.keeps_own for compared in of_kind(history, Compared)):
+    """The last answer; or the model's own from before tools, where `appraisal` found that one the likelier and it was not thought over since."""
+    since = [one for one in history if isinstance(one, Compared) or one is last]
+    if isinstance(since[-1], Compared) and since[-1].keeps_own:
         assessed = of_kind(history, Assessed)[-1]
         return assessed.own_answer or "", assessed.own_confidence
     return last.answer, last.confidence

@@ -23,7 +23,7 @@ async def tell(bus: Bus, journal: Journal, call: Call) -> None:
     wanted = await journal.approvals.undecided(call.call_id)
     asked = [Envelope(_asked(one), f"{one.approval_id}/wanted", source, call.run_id) for one in wanted]
     await send(bus, EVENTS_TOPIC, *asked)
-    told = CallParked(run_id=call.run_id, call_id=call.call_id)
+    told = CallParked(run_id=call.run_id, call_id=call.call_id, stamp=call.stamp)
     await send(bus, RUNS, Envelope(told, f"{call.call_id}/parked/{call.attempt}", source, call.run_id))
     log.info("call parked", action="ask a person", call_id=call.call_id, agent=call.agent, approvals=len(wanted))
 

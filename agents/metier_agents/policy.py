@@ -63,8 +63,8 @@ Move: TypeAlias = Answer | Think | Offer | Assess | Stop
 
 
 def decide(policy: Policy, view: View) -> Move:
-    """The next move: a model that declined has answered, whatever the policy is. A guard stops the loop where the policy would have asked the model again."""
-    move = Answer() if view.declined else _wished(policy, view)
+    """The next move. Of an answer that was broken off the policy is not asked: `review` is. A guard stops the loop where the policy would have asked the model again."""
+    move = Answer() if view.broken_off else _wished(policy, view)
     if isinstance(move, Answer):
         return move
     reason = guard(view)

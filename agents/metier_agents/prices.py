@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Unpack
 
-from metier_agents.model import PLAIN, Model, Options
+from metier_agents.model import Asking, Model
 from metier_agents.model_table import Known, Price
-from metier_agents.policy import ToolChoice
 from metier_agents.purse import Need
 from metier_agents.spec import AgentSpec
 from metier_agents.turns import History, Message, ModelTurn, ToolTurn, Usage
@@ -33,23 +32,28 @@ def cost(price: Price | None, usage: Usage | None) -> float | None:
     if usage is None:
         return 0.0 if _free(price) else None
     cached = min(usage.cached_tokens, usage.input_tokens)
-    read = (usage.input_tokens - cached) * price.input + cached * _cached(price)
+    put = min(usage.cache_written_tokens, usage.input_tokens - cached)
+    read = (usage.input_tokens - cached - put) * price.input + cached * _cached(price) + put * _written(price)
     return (read + usage.output_tokens * price.output) / 1_000_000
 
 
 def _free(price: Price) -> bool:
-    return not (price.input or _cached(price) or price.output)
+    return not (price.input or _cached(price) or _written(price) or price.output)
 
 
 def _cached(price: Price) -> float:
     return price.input if price.cached_input is None else price.cached_input
 
 
+def _written(price: Price) -> float:
+    return price.input if price.cache_write is None else price.cache_write
+
+
 def dearest(price: Price | None, input_tokens: int, output_tokens: int) -> float | None:
-    """The most that so many tokens cost, in USD: nothing is cached, all is written. None when the price is not known."""
+    """The most that so many tokens cost, in USD, whether they come from a cache, go into it, or neither. None when the price is not known."""
     if price is None:
         return None
-    return (input_tokens * max(price.input, _cached(price)) + output_tokens * price.output) / 1_000_000
+    return (input_tokens * max(price.input, _cached(price), _written(price)) + output_tokens * price.output) / 1_000_000
 
 
 def estimate(prices: Iterable[Price | None], history: History, tools: Sequence[ToolSpec], output_tokens: int) -> Need:
@@ -115,17 +119,9 @@ class Priced:
         self.inner = inner
         self.price = price
 
-    async def ask(
-        self,
-        messages: History,
-        *,
-        tools: Sequence[ToolSpec],
-        tool_choice: ToolChoice,
-        deadline: float,
-        options: Options = PLAIN,
-    ) -> ModelTurn:
+    async def ask(self, messages: History, **asked: Unpack[Asking]) -> ModelTurn:
         """See `Model.ask`."""
-        turn = await self.inner.ask(messages, tools=tools, tool_choice=tool_choice, deadline=deadline, options=options)
+        turn = await self.inner.ask(messages, **asked)
         if turn.cost_usd is not None:
             return turn
         return turn.model_copy(update={"cost_usd": cost(self.price, turn.usage)})

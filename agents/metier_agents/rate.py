@@ -11,20 +11,18 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Unpack
 
 import structlog
 
 from metier_agents.buckets import Buckets, Draw, Pair, emptied, given_back, settled, share
-from metier_agents.model import PLAIN, Model, Options
+from metier_agents.model import PLAIN, Asking, Model
 from metier_agents.model_table import Limit
-from metier_agents.policy import ToolChoice
 from metier_agents.prices import estimate
 from metier_agents.turns import History, ModelTurn, Usage
 from metier_infra.errors import CircuitOpen, ModelBusy, RetryLater
-from metier_tools.tool import ToolSpec
 
 log = structlog.get_logger()
 
@@ -141,23 +139,13 @@ class Limited:
         self._gate = gate
         self._longest_s = longest_s
 
-    async def ask(
-        self,
-        messages: History,
-        *,
-        tools: Sequence[ToolSpec],
-        tool_choice: ToolChoice,
-        deadline: float,
-        options: Options = PLAIN,
-    ) -> ModelTurn:
+    async def ask(self, messages: History, **asked: Unpack[Asking]) -> ModelTurn:
         """See `Model.ask`. Tokens are drawn as `estimate` has them, and settled by what the provider counted."""
-        need = estimate((), messages, tools, options.output_tokens or OUTPUT_TOKENS)
-        left_s = deadline - time.time()
+        written = asked.get("options", PLAIN).output_tokens or OUTPUT_TOKENS
+        need, left_s = estimate((), messages, asked["tools"], written), asked["deadline"] - time.time()
         drawn = await self._gate.enter(need.tokens, left_s if self._longest_s is None else min(left_s, self._longest_s))
         try:
-            turn = await self.inner.ask(
-                messages, tools=tools, tool_choice=tool_choice, deadline=deadline, options=options
-            )
+            turn = await self.inner.ask(messages, **asked)
         except CircuitOpen:
             self._gate.owe(given_back(drawn))
             raise

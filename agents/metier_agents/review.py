@@ -22,12 +22,19 @@ def wanted(history: History, spec: AgentSpec, bundle: Bundle | None) -> str | No
     """What to tell the model before it answers again; None when its answer is to be taken. Raises `ModelRefused`."""
     if declined(history):
         return _insist(history, spec, bundle)
+    if cut(history) and not _told(history, wording.CUT):
+        return wording.CUT
     return complaint(history, spec) or reflect(history, spec) or _mend(history, spec, bundle)
 
 
 def declined(history: History) -> bool:
     """Whether the model, or its provider's filter, declined in its last turn."""
     return any(turn.refused for turn in of_kind(history, ModelTurn)[-1:])
+
+
+def cut(history: History) -> bool:
+    """Whether the model's last reply ended at its longest, so that its end, where the answer stands, may be missing."""
+    return any(turn.cut for turn in of_kind(history, ModelTurn)[-1:])
 
 
 def next_on_refusal(history: History, bundle: Bundle | None) -> bool:
@@ -58,10 +65,15 @@ def _told(history: History, begin: str) -> int:
     return sum(note.text.startswith(begin) for note in of_kind(history, Note))
 
 
+def _ended(history: History) -> str:
+    if declined(history):
+        return "declined"
+    return "cut" if cut(history) else "answered"
+
+
 def released(history: History, spec: AgentSpec, bundle: Bundle | None, *, stopped: str = "answered") -> Answer:
     """The answer as it may leave the agent. Raises `AnswerWithheld`, and as `conclude` does."""
-    ended = "declined" if stopped == "answered" and declined(history) else stopped
-    answer = conclude(history, spec, stopped=ended)
+    answer = conclude(history, spec, stopped=_ended(history) if stopped == "answered" else stopped)
     found = check_output(bundle, answer, asked=bundle.asks if bundle else 0)
     if isinstance(found, Withhold):
         raise AnswerWithheld(f"the safety bundle held the answer of {spec.name} back: {found.why}")

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from typing import Unpack
 
-from metier_agents.model import PLAIN, Model, Options
-from metier_agents.policy import ToolChoice
+from metier_agents.model import Asking, Model
 from metier_agents.turns import History, ModelTurn
 from metier_infra.errors import ModelBusy
-from metier_tools.tool import ToolSpec
 
 
 class Timed:
@@ -23,20 +21,10 @@ class Timed:
         self.inner = inner
         self._limit_s = limit_s
 
-    async def ask(
-        self,
-        messages: History,
-        *,
-        tools: Sequence[ToolSpec],
-        tool_choice: ToolChoice,
-        deadline: float,
-        options: Options = PLAIN,
-    ) -> ModelTurn:
+    async def ask(self, messages: History, **asked: Unpack[Asking]) -> ModelTurn:
         """See `Model.ask`. Raises `ModelBusy` when there is no reply in time."""
         try:
             async with asyncio.timeout(self._limit_s):
-                return await self.inner.ask(
-                    messages, tools=tools, tool_choice=tool_choice, deadline=deadline, options=options
-                )
+                return await self.inner.ask(messages, **asked)
         except TimeoutError as error:
             raise ModelBusy(f"{self.name} gave no reply within {self._limit_s:g} s", maybe_billed=True) from error

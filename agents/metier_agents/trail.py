@@ -24,7 +24,6 @@ from metier_agents.review import next_on_refusal
 from metier_agents.turns import Message, ModelTurn, Usage
 from metier_infra import telemetry
 from metier_infra.errors import ModelBusy
-from metier_infra.messages import Stamp
 from metier_tools.tool import ToolSpec
 
 LANE = 10_000
@@ -48,11 +47,11 @@ class Trail:
     async def replay(self) -> bool:
         """Take up what earlier attempts recorded; whether there was anything."""
         call, first = self.attempt.call, self.lane * LANE
-        self.resumed = call.attempt > 1
-        found = await self.attempt.journal.steps.of_call(call.call_id) if self.resumed else ()
+        found = await self.attempt.journal.steps.of_call(call.call_id) if call.attempt > 1 else ()
         mine = [step for step in found if first <= step.n < first + LANE]
         self.history = [message for step in mine for message in turns.load(step.body)]
         self.recorded, self.steps = len(self.history), len(mine)
+        self.resumed = call.attempt > 1 and not turns.open_uses(self.history)
         self.attempt.purse.replay(self.history)
         return bool(mine)
 
@@ -135,7 +134,7 @@ def _asked(attempt: Attempt) -> Mapping[str, telemetry.Value | None]:
         telemetry.REQUEST_MODEL: model or attempt.spec.model,
         telemetry.PROVIDER: provider,
         telemetry.AGENT_NAME: attempt.spec.name,
-        **stamped(attempt.stamp),
+        **telemetry.stamped(attempt.stamp),
     }
 
 
@@ -157,14 +156,3 @@ def _captured(history: Sequence[Message], turn: ModelTurn) -> Mapping[str, telem
     """The content of a request, each side cut at what a span can hold."""
     said = (json.dumps(turns.dump(messages)["messages"])[:LONGEST_CAPTURE] for messages in (history, [turn]))
     return dict(zip((telemetry.INPUT_MESSAGES, telemetry.OUTPUT_MESSAGES), said, strict=True))
-
-
-def stamped(stamp: Stamp | None) -> Mapping[str, telemetry.Value | None]:
-    """What every span of an agent says of it."""
-    if stamp is None:
-        return {}
-    return {
-        telemetry.AGENT_DIGEST: stamp.digest,
-        telemetry.SAFETY: stamp.safety or None,
-        telemetry.SAFETY_DIGEST: stamp.safety_digest or None,
-    }

@@ -45,7 +45,7 @@ class AssessmentWanted(Word):
 
 
 class Usage(Word):
-    """What a provider counted. `cached_tokens` of the input were read from its cache, `reasoning_tokens` of the output were thought and not said.
+    """What a provider counted. Of the input `cached_tokens` were read from its cache and `cache_written_tokens` put there, `reasoning_tokens` of the output were thought and not said.
 
     `estimated`: the provider told nothing, and what was set aside for the request stands in.
     """
@@ -53,6 +53,7 @@ class Usage(Word):
     input_tokens: int
     output_tokens: int
     cached_tokens: int = 0
+    cache_written_tokens: int = 0
     reasoning_tokens: int = 0
     estimated: bool = False
 

@@ -24,7 +24,7 @@ class View:
     Attributes:
         turns: model turns so far, assessments among them.
         answered: the last turn is a model's answer without tool uses.
-        declined: in it the model, or its provider's filter, refused to answer.
+        broken_off: that answer is none: the model, or its provider's filter, declined, or it was cut at its longest.
         confidence: of the last answer; None when the model did not say.
         offered: tools that were bound in the last model turn.
         results: whether each tool use of the last turn went well; empty when the last turn is a model's.
@@ -43,7 +43,7 @@ class View:
 
     turns: int = 0
     answered: bool = False
-    declined: bool = False
+    broken_off: bool = False
     confidence: float | None = None
     offered: tuple[str, ...] = ()
     results: tuple[bool, ...] = ()
@@ -74,10 +74,11 @@ def see(
     last = turns[-1] if turns else ModelTurn()
     assessments = of_kind(history, Assessed)
     results = _results(history)
+    answered = bool(turns) and last.purpose == "answer" and not last.uses
     return View(
         turns=len(turns),
-        answered=bool(turns) and last.purpose == "answer" and not last.uses,
-        declined=last.refused,
+        answered=answered,
+        broken_off=answered and (last.refused or last.cut),
         confidence=last.confidence,
         offered=last.offered,
         results=results,

@@ -56,6 +56,7 @@ STRATEGIES: Mapping[str, str] = {
     "acknowledge": "Where sources contradict each other or say nothing, do not guess and do not choose: say so under `conflicts` and `unresolved`.",
 }
 DECLINED = "You declined."
+CUT = "Your reply was cut off at the most that it may take. Answer once more, much shorter, ending with the lines ANSWER and CONFIDENCE."
 MEND = "Your answer cannot be given as it is."
 CITE_AGAIN = "Nothing of your answer stands on the sources."
 UNRESOLVED = "The sources do not settle this."

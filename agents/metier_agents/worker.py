@@ -26,7 +26,6 @@ from metier_agents.safety import Bundle
 from metier_agents.spec import AgentSpec, without_tools
 from metier_agents.stamp import stamp
 from metier_agents.telling import Teller
-from metier_agents.trail import stamped
 from metier_infra import service, telemetry
 from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import BadSpec, Cancelled, Held, MetierError, RetryLater, TooLarge, UnknownCall, UnknownEvent
@@ -305,7 +304,7 @@ def _attributes(call: Call, spec: AgentSpec) -> dict[str, telemetry.Value | None
     return {
         telemetry.OPERATION: "invoke_agent",
         telemetry.AGENT_NAME: spec.name,
-        **stamped(call.stamp),
+        **telemetry.stamped(call.stamp),
         telemetry.POLICY: spec.policy.kind,
         telemetry.CONVERSATION_ID: call.run_id,
         telemetry.RUN_ID: call.run_id,

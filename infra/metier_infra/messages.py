@@ -208,6 +208,7 @@ class CallParked(Event):
     TYPE: ClassVar[str] = "io.metier.call.parked.v1"
     run_id: RunId
     call_id: CallId
+    stamp: Stamp | None = None
 
 
 class ApprovalWanted(Event):

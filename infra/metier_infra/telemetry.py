@@ -18,6 +18,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from metier_infra.messages import Stamp
+
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 Kind = Literal["internal", "client", "producer", "consumer"]
 Value = str | int | float | bool
@@ -68,6 +70,17 @@ _kinds = {
     "consumer": SpanKind.CONSUMER,
 }
 _provider: list[TracerProvider] = []
+
+
+def stamped(stamp: Stamp | None) -> Mapping[str, Value | None]:
+    """What every span of an agent says of it: under what it acts. None: nobody said."""
+    if stamp is None:
+        return {}
+    return {
+        AGENT_DIGEST: stamp.digest,
+        SAFETY: stamp.safety or None,
+        SAFETY_DIGEST: stamp.safety_digest or None,
+    }
 
 
 def invoke_workflow(name: str) -> str:

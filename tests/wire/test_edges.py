@@ -103,8 +103,11 @@ async def test_what_was_read_from_the_cache_and_what_was_thought_is_counted(
     pieces: list[str] = []
     async with serving(monkeypatch, DETAILED[case]):
         turn = await ask(case.partition("-")[0], options=options_of(pieces, streamed="-" in case))
+    put = 6 if case.startswith("messages") else 0
     assert turn.text == "forty-two"
-    assert turn.usage == Usage(input_tokens=100, output_tokens=20, cached_tokens=64, reasoning_tokens=12)
+    assert turn.usage == Usage(
+        input_tokens=100, output_tokens=20, cached_tokens=64, cache_written_tokens=put, reasoning_tokens=12
+    )
     assert pieces == (["forty-two"] if "-" in case else [])
 
 

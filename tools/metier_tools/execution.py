@@ -113,11 +113,12 @@ class Execution:
         self, tool: Tool, call: ToolCall, request: Request, recipe: Recipe, scrub: Scrub, holding: Holding
     ) -> ToolResult:
         with ExitStack() as stack:
-            with telemetry.span(telemetry.SANDBOX_LEASE) as span:
+            with telemetry.span(telemetry.SANDBOX_LEASE, attributes=telemetry.stamped(call.stamp)) as span:
                 held = stack.enter_context(self._sandbox.hold(call.run_id, call.deadline - time.time(), recipe))
                 span.set(_where(held))
             left_s = max(0.001, min(request.timeout_s, call.deadline - time.time()))
-            with telemetry.span(telemetry.SANDBOX_EXEC, attributes=_where(held)) as span, holding(held):
+            where = {**_where(held), **telemetry.stamped(call.stamp)}
+            with telemetry.span(telemetry.SANDBOX_EXEC, attributes=where) as span, holding(held):
                 outcome = held.run(replace(request, timeout_s=left_s))
                 span.set({telemetry.SANDBOX_STATUS: outcome.status, telemetry.SANDBOX_EXIT_CODE: outcome.exit_code})
                 for attempt in outcome.attempts:

@@ -101,11 +101,12 @@ class Runner:
             return result
 
 
-def _about(call: ToolCall) -> Mapping[str, telemetry.Value]:
+def _about(call: ToolCall) -> Mapping[str, telemetry.Value | None]:
     return {
         telemetry.OPERATION: "execute_tool",
         telemetry.TOOL_NAME: call.tool,
         telemetry.TOOL_CALL_ID: call.tool_call_id,
         telemetry.RUN_ID: call.run_id,
         telemetry.CALL_ID: call.call_id,
+        **telemetry.stamped(call.stamp),
     }

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from metier_infra.messages import CallId, RunId, ToolCallId, Word
+from metier_infra.messages import CallId, RunId, Stamp, ToolCallId, Word
 
 Kind = Literal["code", "command", "mcp", "function"]
 Language = Literal["python", "shell"]
@@ -81,7 +81,7 @@ class Hold(Word):
 class ToolCall(Word):
     """One call. `deadline` is seconds since the epoch, `timeout_s` what the tool itself may take; `run_id` is the key of the sandbox lease.
 
-    `tool_call_id` is the idempotency key: the same call sent again is the same work, under whatever `nonce`. `digest` is that of the spec which the model was
+    `stamp` is under what the agent acts that makes it. `tool_call_id` is the idempotency key: the same call sent again is the same work, under whatever `nonce`. `digest` is that of the spec which the model was
     shown. `hold` is what the agent's safety bundle demands of the sandbox. `files` are put into the scratch folder before the program starts, and `take` are read from there when it has ended.
     """
 
@@ -98,6 +98,7 @@ class ToolCall(Word):
     timeout_s: float
     nonce: str = ""
     grant: str
+    stamp: Stamp | None = None
     traceparent: str | None = None
 
 

@@ -127,7 +127,12 @@ class RunDesk:
     async def _hot(self, waiter: Waiter, call: Call) -> Call:
         """Send the call, and wait for news of it until its deadline; how it stands then."""
         topic = tasks_topic(call.agent)
-        attributes = {telemetry.AGENT_NAME: call.agent, telemetry.CALL_ID: call.call_id, telemetry.OPERATION: "invoke_agent"}  # fmt: skip
+        attributes = {
+            telemetry.AGENT_NAME: call.agent,
+            telemetry.CALL_ID: call.call_id,
+            telemetry.OPERATION: "invoke_agent",
+            **telemetry.stamped(call.stamp),
+        }
         with telemetry.span(telemetry.invoke_agent(call.agent), "client", attributes=attributes):
             try:
                 async with asyncio.timeout(max(0.0, call.deadline - time.time())):
