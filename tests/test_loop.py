@@ -433,3 +433,21 @@ async def test_a_reply_that_is_cut_again_is_taken_and_called_cut(bench: Bench) -
     model = ScriptedModel([cut, cut, says("42")])
     found = await bench.attempt(agent("autonomous"), model)
     assert (found.text, found.stopped, len(model.asked)) == ("4", "cut", 2)
+
+
+async def test_a_request_that_was_lost_counts_as_what_was_set_aside_for_it(bench: Bench) -> None:
+    spec = AgentSpec.model_validate(
+        {**agent("autonomous", cost_usd=0.025).model_dump(), "reasoning": {"kind": "deep", "rounds": 5}}
+    )
+    found = await bench.attempt(spec, Timed(Sleepy([says("1"), says("2")]), 0.05), need=Need(0, 0.01))
+    assert (found.text, found.stopped) == ("1", "cost_limit")
+
+
+async def test_what_was_spent_before_a_crash_is_missing_after_it(bench: Bench) -> None:
+    spec, script = agent("autonomous", cost_usd=0.015), [says("1", 0.1), says("2", 0.1)]
+    bench.db.writes, bench.db.at, bench.db.committed = -2, 1, True
+    with pytest.raises(Crash):
+        await bench.attempt(spec, ScriptedModel(script), need=Need(0, 0.01))
+    again = ScriptedModel(script)
+    found = await bench.attempt(spec, again, need=Need(0, 0.01))
+    assert (found.text, found.stopped, again.asked) == ("1", "cost_limit", [])

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from metier_agents import wording
 from metier_agents.attempt import Attempt
@@ -18,6 +19,7 @@ from metier_agents.spec import AgentSpec
 from metier_agents.stamp import stamp
 from metier_agents.testing import ScriptedLane
 from metier_agents.turns import ModelTurn, Note, of_kind
+from metier_infra import telemetry
 from metier_infra.database import migrate
 from metier_infra.errors import AnswerWithheld, ModelRefused
 from metier_infra.journal import Journal
@@ -56,7 +58,7 @@ async def asked(journal: Journal, under: Bundle, model: ScriptedModel, spec: Age
     assert claimed is not None
     lane = ScriptedLane(lambda _: ToolResult(status="ok", stdout="42"))
     hands = Hands(journal, lane, BUILTIN, b"k" * 32, under, stamp(spec, under))
-    return await Loop(Attempt(claimed, spec, model, journal, hands, until)).run()
+    return await Loop(Attempt(claimed, spec, model, journal, hands, until, stamp(spec, under))).run()
 
 
 async def test_a_refusal_is_the_answer_where_the_bundle_takes_it(journal: Journal) -> None:
@@ -141,3 +143,15 @@ def test_another_bundle_is_another_digest_of_the_agent() -> None:
     assert len({first.digest, second.digest, none.digest}) == 3
     assert (first.safety, second.safety, none.safety) == ("b@1", "b@1", "")
     assert first.safety_digest != second.safety_digest
+
+
+@pytest.mark.parametrize("capture", [True, False])
+async def test_content_is_on_spans_only_where_the_bundle_says_so(
+    journal: Journal, spans: InMemorySpanExporter, capture: bool
+) -> None:
+    await asked(journal, bundle(capture=capture), ScriptedModel([says("a secret plan")]))
+    telemetry.stop()
+    told = [dict(span.attributes or {}) for span in spans.get_finished_spans() if span.name.startswith("chat ")]
+    assert [telemetry.OUTPUT_MESSAGES in one for one in told] == [capture]
+    assert ("a secret plan" in str(told)) == capture
+    assert {one[telemetry.SAFETY] for one in told} == {"b@1"}
