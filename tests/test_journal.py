@@ -11,7 +11,18 @@ import pytest
 from metier_infra.database import Database
 from metier_infra.errors import FencedOff
 from metier_infra.journal import Journal
-from metier_infra.messages import Answer, CallId, Candidate, Decision, Failure, RunId, Task, ToolCallId, stable_id
+from metier_infra.messages import (
+    Answer,
+    CallId,
+    Candidate,
+    Decision,
+    Failure,
+    RunId,
+    Stamp,
+    Task,
+    ToolCallId,
+    stable_id,
+)
 from metier_infra.rows import Call, Run, ToolCallRow
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -341,3 +352,15 @@ async def test_a_decision_is_kept_once(journal: Journal) -> None:
     assert await journal.decisions.record("d1", run_id, decision) == decision
     assert await journal.decisions.record("d1", run_id, decision.model_copy(update={"reason": "other"})) == decision
     assert await journal.decisions.of_run(run_id) == [decision]
+
+
+async def test_a_run_that_ended_tells_under_what_the_agents_acted_that_it_called(journal: Journal) -> None:
+    held = await leased(journal)
+    stamp = Stamp(agent="coder", digest="d", safety="b@1", safety_digest="s")
+    for n in range(2):
+        call = Call(
+            call_id=CallId(f"c{n}"), run_id=held.run_id, agent="coder", task=Task(text="q"), deadline=2e9, stamp=stamp
+        )
+        await journal.calls.request(call)
+    ended = await journal.runs.finish(held.run_id, held.epoch, result={})
+    assert ended.end.agents == (stamp,)

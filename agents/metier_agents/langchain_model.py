@@ -144,13 +144,22 @@ def _openai(name: str, timeout_s: float, *, responses: bool) -> BaseChatModel:
     """Responses are not stored at OpenAI: the call's steps are ours to keep. Usage is counted in streams too, of servers like OpenAI's as well.
 
     LangChain's own timeout between two pieces of a stream is off: it is an `asyncio.wait_for`, which in Python 3.11 may lose a cancel
-    that comes together with a piece (python/cpython#86296). The HTTP client's timeout stands.
+    that comes together with a piece (python/cpython#86296). The HTTP client's timeout stands. It is the model's own: the one that LangChain shares in a
+    process, whatever the address, cannot be used in a second event loop.
     """
+    from openai import DefaultAsyncHttpxClient
+
     from metier_agents.openai_chat import OpenAIChat
 
     more: dict[str, Any] = {"use_responses_api": True, "store": False} if responses else {}
     return OpenAIChat(
-        model=name, max_retries=0, timeout=timeout_s, stream_usage=True, stream_chunk_timeout=None, **more
+        model=name,
+        max_retries=0,
+        timeout=timeout_s,
+        stream_usage=True,
+        stream_chunk_timeout=None,
+        http_async_client=DefaultAsyncHttpxClient(timeout=timeout_s),
+        **more,
     )
 
 

@@ -117,16 +117,21 @@ class Runs:
     async def finish(
         self, run_id: RunId, epoch: int, *, result: Mapping[str, Any] | None = None, failure: Failure | None = None
     ) -> Run:
-        """Write the terminal state, once; the run's cost is the sum over its calls. Raises `FencedOff`."""
+        """Write the terminal state, once: the run's cost is the sum over its calls, its agents those that they went to. Raises `FencedOff`."""
+        stamps = await self._db.read(
+            "SELECT DISTINCT stamp FROM calls WHERE run_id = :run_id AND stamp IS NOT NULL ORDER BY stamp",
+            {"run_id": run_id},
+        )
         rows = await self._db.write(
             Statement(
-                "UPDATE runs SET status = :status, result = :result, failure = :failure, finished_at = :now, owner = NULL, lease_until = 0,"
+                "UPDATE runs SET status = :status, result = :result, failure = :failure, agents = :agents, finished_at = :now, owner = NULL, lease_until = 0,"
                 " cost_usd = (SELECT coalesce(sum(cost_usd), 0) FROM calls WHERE calls.run_id = runs.run_id)"
                 " WHERE run_id = :run_id AND epoch = :epoch AND status = 'running' RETURNING *",
                 {
                     "run_id": run_id,
                     "epoch": epoch,
                     "status": "failed" if failure else "succeeded",
+                    "agents": f"[{', '.join(row['stamp'] for row in stamps)}]",
                     "result": None if result is None else json.dumps(result),
                     "failure": failure.model_dump_json() if failure else None,
                 },

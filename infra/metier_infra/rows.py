@@ -21,7 +21,7 @@ RunStatus = Literal["accepted", "running", "parked", "succeeded", "failed"]
 class Run(Word):
     """One execution of one workflow version. Times are seconds since the epoch; money is USD.
 
-    `announced` tells whether the terminal event reached the bus; `traceparent` is the root of the run's trace. Since `parked_at` it waits for
+    `agents` are those that it had called when it ended; `announced` tells whether the terminal event reached the bus; `traceparent` is the root of the run's trace. Since `parked_at` it waits for
     a person and is in no process's memory.
     """
 
@@ -34,6 +34,7 @@ class Run(Word):
     input: dict[str, JsonValue]
     result: dict[str, JsonValue] | None = None
     failure: Failure | None = None
+    agents: tuple[Stamp, ...] | None = None
     cost_usd: float = 0.0
     traceparent: str
     epoch: int = 0
@@ -56,6 +57,7 @@ class Run(Word):
             "request_id": self.event_id,
             "workflow": self.workflow,
             "cost_usd": self.cost_usd,
+            "agents": self.agents or (),
         }
         if self.failure:
             return RunFailed(**told, failure=self.failure)
@@ -216,7 +218,7 @@ def _quantile(weighed: Sequence[tuple[float, float]], share: float) -> float | N
     )
 
 
-_RUN_JSON = ("input", "result", "failure")
+_RUN_JSON = ("input", "result", "failure", "agents")
 _CALL_JSON = ("task", "answer", "failure", "stamp")
 _TOOL_JSON = ("arguments", "result")
 _APPROVAL_JSON = ("arguments", "stamp", "changed")

@@ -256,10 +256,7 @@ class Orchestrator:
 
     async def _announce(self, run: Run) -> None:
         """Publish the terminal event, under an id that never changes, and remember that it went out."""
-        calls = await self._journal.calls.of_run(run.run_id)
-        agents = tuple(dict.fromkeys(call.stamp for call in calls if call.stamp is not None))
-        end = run.end.model_copy(update={"agents": agents})
-        await self._tell(Envelope(end, f"{run.run_id}/ended", SOURCE, run.run_id, subject=run.event_id), run)
+        await self._tell(Envelope(run.end, f"{run.run_id}/ended", SOURCE, run.run_id, subject=run.event_id), run)
         await self._journal.runs.announced(run.run_id)
         log.info(
             "run ended",
