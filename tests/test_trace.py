@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -12,7 +13,9 @@ from metier import client, compose, roles
 from metier.compose import System
 from metier.trace import Rows, TraceNode, gather, render, tree
 from metier_agents.recordings import read_recordings
+from metier_agents.turns import ModelTurn, PassedOver, Usage, dump
 from metier_infra.messages import RunFailed, RunSucceeded
+from metier_infra.rows import Step
 from metier_tools.sandbox import Outcome, Request
 
 QUERIES = read_recordings(compose.recordings_path()).queries
@@ -134,3 +137,24 @@ async def test_many_runs_at_once_keep_apart(system: System) -> None:
     # Then each run answers its own
     assert [rows.run.input["question"] for _, rows in ends] == [query.text for query in chosen]
     assert all(isinstance(end, RunSucceeded) for end, _ in ends)
+
+
+async def test_what_was_counted_and_who_was_passed_over_stands_with_the_turn(system: System) -> None:
+    _, rows = await rows_of(system, WORD.text)
+    call = rows.calls[0]
+    turn = ModelTurn(
+        text="I will not.",
+        model="b",
+        usage=Usage(input_tokens=1200, output_tokens=80, cached_tokens=900),
+        passed_over=(PassedOver(model="a", code="circuit_open", message="away"),),
+        refused=True,
+    )
+    step = Step(call.call_id, 0, dump([turn]), 0.0)
+    (model,) = below(
+        tree(dataclasses.replace(rows, calls=[call], steps={call.call_id: [step]})),
+        "workflow",
+        "call",
+        "agent",
+        "model",
+    )
+    assert "1200 tokens in (900 from the cache), 80 out; passed over a: circuit_open; declined" in model.note

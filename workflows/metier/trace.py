@@ -12,7 +12,7 @@ from typing import Literal
 from rich.text import Text
 from rich.tree import Tree
 
-from metier_agents.turns import Assessed, Compared, ModelTurn, Realised, ToolTurn, load
+from metier_agents.turns import Assessed, Compared, ModelTurn, Realised, ToolTurn, Usage, load
 from metier_infra.journal import Journal
 from metier_infra.messages import CallId, Decision, RunId, Word, stable_id
 from metier_infra.rows import Approval, Call, Run, Step, ToolCallRow
@@ -176,6 +176,10 @@ def _model(zero: float, turn: ModelTurn) -> TraceNode:
         turn.purpose if turn.purpose != "answer" else "",
         f"tools offered: {', '.join(turn.offered)}" if turn.offered else "no tools offered",
         f"calls {', '.join(use.tool for use in turn.uses)}" if turn.uses else "",
+        _counted(turn.usage) if turn.usage else "",
+        *(f"passed over {one.model}: {one.code}" for one in turn.passed_over),
+        "declined" if turn.refused else "",
+        "cut at its longest" if turn.cut else "",
         "written by a fixed rule" if turn.rule_written else "",
         "may be billed twice" if turn.asked_again else "",
     ]
@@ -187,6 +191,12 @@ def _model(zero: float, turn: ModelTurn) -> TraceNode:
         cost_usd=turn.cost_usd,
         note="; ".join(note for note in notes if note),
     )
+
+
+def _counted(usage: Usage) -> str:
+    """Tokens; `~` where what was set aside stands for what nobody counted."""
+    cached = f" ({usage.cached_tokens} from the cache)" if usage.cached_tokens else ""
+    return f"{'~' if usage.estimated else ''}{usage.input_tokens} tokens in{cached}, {usage.output_tokens} out"
 
 
 def _tool(zero: float, turn: ToolTurn, row: ToolCallRow | None) -> TraceNode:
