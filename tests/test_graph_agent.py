@@ -35,7 +35,9 @@ from metier_agents.attempt import Attempt
 from metier_agents.graph_border import mask, open_graph
 from metier_agents.hands import Hands
 from metier_agents.model_table import Price
+from metier_agents.permission import Parked
 from metier_agents.prices import Priced
+from metier_agents.safety import Bundle
 from metier_agents.spec import AgentSpec
 from metier_agents.testing import ScriptedLane
 from metier_agents.turns import Assessed, Message, ModelTurn, Note, Realised, ToolTurn, load, of_kind, open_uses
@@ -235,14 +237,14 @@ class House:
         assert isinstance(envelope.data, CallAnswered)
         return Envelope(envelope.data, envelope.id, envelope.source, envelope.key, None, envelope.traceparent)
 
-    async def attempt(self, spec: AgentSpec) -> Any:
+    async def attempt(self, spec: AgentSpec, bundle: Bundle | None = None) -> Any:
         """One more try at the call without a worker, for tries that die."""
         until = time.time() + 30
         task = Task(text="6*7?", category="code")
         await self.journal.calls.request(Call(call_id=CALL, run_id=RUN, agent="solver", task=task, deadline=until))
         call = await self.journal.calls.claim(CALL, "me")
         assert call is not None
-        hands = Hands(self.journal, self.lane, BUILTIN, b"k" * 32)
+        hands = Hands(self.journal, self.lane, BUILTIN, b"k" * 32, bundle)
         return await explorations.answer(Attempt(call, spec, open_graph(spec.model), self.journal, hands, until))
 
     async def messages(self) -> list[Message]:
@@ -922,3 +924,37 @@ async def test_a_tool_that_fails_is_an_observation_of_the_graph(house: House) ->
     message = chat.seen[1][-1]
     assert isinstance(message, ToolMessage)
     assert (message.status, "boom" in str(message.content)) == ("error", True)
+
+
+# ---- a tool call that waits for a person
+
+ASKS = Bundle.model_validate(
+    {
+        "name": "b",
+        "version": 1,
+        "tools": {"allow": ["python"]},
+        "rules": [{"tools": ["python"], "arguments": {"code": "risky"}, "then": "ask", "why": "risky"}],
+        "otherwise": "allow",
+    }
+)
+
+
+@pytest.mark.parametrize("granted", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_graph_whose_tool_call_waits_for_a_person_is_parked_and_goes_on_where_it_was(
+    house: House, kind: str, granted: bool
+) -> None:
+    # Given a graph that calls a tool twice at once, of which one call needs a person
+    chat = Chat(script=[wishes("safe", "risky"), says("42")])
+    vars(house.module)["make"] = KINDS[kind](chat)
+    # When it is worked on, it is parked: the other call was made
+    with pytest.raises(Parked):
+        await house.attempt(agent(), ASKS)
+    (asked,) = await house.journal.approvals.undecided(CALL)
+    assert [one.arguments["code"] for one in house.lane.calls] == ["safe"]
+    # and when it was decided, it goes on: no model is asked again, no call made twice
+    await house.journal.approvals.decide(asked.approval_id, granted=granted, by="ann")
+    await house.journal.calls.release("me")
+    answer = await house.attempt(agent(), ASKS)
+    assert (answer.text, len(chat.seen)) == ("42", 2)
+    assert [one.arguments["code"] for one in house.lane.calls] == (["safe", "risky"] if granted else ["safe"])

@@ -28,6 +28,7 @@ from metier_agents.langchain_prompt import render
 from metier_agents.langchain_reply import fit
 from metier_agents.loop import Loop
 from metier_agents.patience import until
+from metier_agents.permission import Parked
 from metier_agents.policy import ToolChoice
 from metier_agents.purse import Exhausted
 from metier_agents.trail import Trail
@@ -103,6 +104,7 @@ class GraphRun:
     def __init__(self, trail: Trail, graphs: Graphs, tools: Sequence[ToolSpec]) -> None:
         self.tools = tools
         self.done: list[ToolTurn] = []
+        self._acts: set[asyncio.Future[list[ToolTurn]]] = set()
         self._trail, self._attempt, self._name = trail, trail.attempt, graphs.name
         self._built: Built = graphs.of(tools)
         self._answers = sum(cut_off([turn]) is None for turn in turns.of_kind(trail.history, ModelTurn))
@@ -235,7 +237,8 @@ class GraphRun:
         try:
             with attempt.purse.calling(1) as left:
                 turn = ModelTurn(uses=(use,), offered=offered)
-                (done,) = await attempt.hands.act(attempt.call, turn, number, left=left, deadline=attempt.deadline)
+                work = attempt.hands.act(attempt.call, turn, number, left=left, deadline=attempt.deadline)
+                (done,) = await self._parked_last(asyncio.ensure_future(work))
         except MetierError as error:
             self._requests.ended_by = self._requests.ended_by or error
             raise
@@ -243,6 +246,18 @@ class GraphRun:
             attempt.purse.settle_calls([done])
             self.done.append(done)
         return done.result
+
+    async def _parked_last(self, work: asyncio.Future[list[ToolTurn]]) -> list[ToolTurn]:
+        """What came of it. When it waits for a person, LangGraph ends what runs beside it: that is let end first, so that it is recorded."""
+        self._acts.add(work)
+        try:
+            return await work
+        except Parked:
+            if beside := self._acts - {work}:
+                await asyncio.wait(beside)
+            raise
+        finally:
+            self._acts.discard(work)
 
     def _wished(self, tool: str, arguments: Mapping[str, Any], use_id: str | None) -> tuple[ToolUse, int]:
         """The use, and a number for its id: of one that a recorded turn wished for its place, else which one it is of those that are the same."""
