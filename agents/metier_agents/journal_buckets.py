@@ -29,6 +29,10 @@ FILLED_S = 0.001
 """When the bucket filled between the two statements, it is tried again after so long; seconds."""
 
 
+DIGITS = 6
+"""Of seconds since the epoch a double tells no smaller part than a quarter of a microsecond: what stands further back is noise."""
+
+
 class JournalBuckets:
     """See `metier_agents.buckets.Buckets`. `open_database` is called when it is first drawn from; the database is then its own."""
 
@@ -47,7 +51,7 @@ class JournalBuckets:
         if drawn[0]:
             return 0.0
         (row,) = await db.read(WAIT, asked)
-        return max(FILLED_S, float(row["requests"]), float(row["tokens"]))
+        return max(FILLED_S, round(max(float(row["requests"]), float(row["tokens"])), DIGITS))
 
     async def _opened(self) -> Database:
         async with self._opening:
