@@ -288,6 +288,12 @@ class Looker:
     async def await_queued(self, number: int) -> None:
         assert await asyncio.to_thread(until, lambda: self.queued() == number, 20), "not as many calls in the queue"
 
+    async def await_given_up(self, call: ToolCall) -> None:
+        key = Config(redis_url=REDIS, namespace=self.namespace).given_up(call.tool_call_id)
+        assert await asyncio.to_thread(until, lambda: bool(self.redis.exists(key)), 20), (
+            "nobody said that it is given up"
+        )
+
     def send(self, text: str, reply_list: str) -> None:
         """Put a call of one's own making into the queue, to be answered on any list."""
         config = Config(redis_url=REDIS, namespace=self.namespace)

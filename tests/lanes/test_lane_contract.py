@@ -149,6 +149,7 @@ class Narrow:
     other: ToolLane
     scripted: Scripted
     await_waiting: Callable[[], Awaitable[object]]
+    await_told: Callable[[ToolCall], Awaitable[object]]
 
 
 @asynccontextmanager
@@ -157,7 +158,7 @@ async def narrow_inline(folder: Path, namespace: str) -> AsyncGenerator[Narrow]:
     scripted = Scripted()
     runner = Runner(execution(scripted.sandbox).run, KEY)
     lanes = [InlineLane(runner, scripted.sandbox, threads=1) for _ in range(2)]
-    yield Narrow(lanes[0], lanes[1], scripted, lambda: asyncio.sleep(0))
+    yield Narrow(lanes[0], lanes[1], scripted, lambda: asyncio.sleep(0), lambda _: asyncio.sleep(0))
     scripted.let_go.set()
     for lane in lanes:
         await lane.close()
@@ -168,7 +169,7 @@ async def narrow_celery(folder: Path, namespace: str) -> AsyncGenerator[Narrow]:
     scripted, looker = Scripted(), Looker(namespace)
     lanes = [CeleryLane(REDIS, KEY, namespace=namespace) for _ in range(2)]
     async with serving(folder, namespace, scripted):
-        yield Narrow(lanes[0], lanes[1], scripted, lambda: looker.await_queued(1))
+        yield Narrow(lanes[0], lanes[1], scripted, lambda: looker.await_queued(1), looker.await_given_up)
     for lane in lanes:
         await lane.close()
 
@@ -183,9 +184,11 @@ async def narrow(request: pytest.FixtureRequest, tmp_path: Path, namespace: str)
 async def test_a_call_that_is_cancelled_before_it_starts_never_starts(narrow: Narrow) -> None:
     first = asyncio.create_task(narrow.lane.call(tool_call("long first")))
     await narrow.scripted.await_start("long first")
-    second = asyncio.create_task(narrow.lane.call(tool_call("second")))
+    call = tool_call("second")
+    second = asyncio.create_task(narrow.lane.call(call))
     await narrow.await_waiting()
     await given_up(second)
+    await narrow.await_told(call)
     third = asyncio.create_task(narrow.lane.call(tool_call("third")))
     narrow.scripted.let_go.set()
     assert (await first).ok
@@ -243,3 +246,21 @@ async def test_a_cancelled_call_may_be_made_again_under_a_new_grant_but_not_unde
     narrow.scripted.let_go.set()
     assert (await asyncio.wait_for(narrow.other.call(granted_anew(call)), 15)).stdout == "did long"
     assert narrow.scripted.ran == ["long", "long"]
+
+
+def stand_still() -> None:
+    """Hold the event loop, while threads go on."""
+    time.sleep(0.05)
+
+
+async def test_when_a_cancelled_call_ends_its_runner_has_been_told(tmp_path: Path, namespace: str) -> None:
+    async with narrow_inline(tmp_path, namespace) as narrow:
+        first = asyncio.create_task(narrow.lane.call(tool_call("long first")))
+        await narrow.scripted.await_start("long first")
+        second = asyncio.create_task(narrow.lane.call(tool_call("second")))
+        await asyncio.sleep(0.01)
+        await given_up(second)
+        narrow.scripted.let_go.set()
+        stand_still()
+        assert (await first).ok
+        assert narrow.scripted.ran == ["long first"]

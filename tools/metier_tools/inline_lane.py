@@ -38,8 +38,9 @@ class InlineLane:
         if taken.answer.done():
             return taken.answer.result()
         try:
-            answer = asyncio.shield(asyncio.wrap_future(taken.answer))
-            return await asyncio.wait_for(answer, call.deadline - time.time())
+            answer = asyncio.wrap_future(taken.answer)
+            answer.add_done_callback(asyncio.Future.exception)  # of a call given up nobody else looks at it
+            return await asyncio.wait_for(asyncio.shield(answer), call.deadline - time.time())
         except TimeoutError as error:
             raise LaneGone(f"tool call {call.tool_call_id} had no answer before its deadline") from error
         finally:

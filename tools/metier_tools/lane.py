@@ -65,9 +65,11 @@ class Shared:
         finally:
             shared.waiters -= 1
             if not shared.waiters:
-                self._end(key, shared)
+                await self._end(key, shared)
 
-    def _end(self, key: str, shared: _Work) -> None:
-        shared.task.cancel()
+    async def _end(self, key: str, shared: _Work) -> None:
+        """Who gave the last call up knows, when that returns, that the runner was told: nothing of it starts after."""
         if self._works.get(key) is shared:
             del self._works[key]
+        shared.task.cancel()
+        await asyncio.wait({shared.task})
