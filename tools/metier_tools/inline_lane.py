@@ -39,7 +39,7 @@ class InlineLane:
             return taken.answer.result()
         try:
             answer = asyncio.wrap_future(taken.answer)
-            answer.add_done_callback(asyncio.Future.exception)  # of a call given up nobody else looks at it
+            answer.add_done_callback(_looked_at)
             return await asyncio.wait_for(asyncio.shield(answer), call.deadline - time.time())
         except TimeoutError as error:
             raise LaneGone(f"tool call {call.tool_call_id} had no answer before its deadline") from error
@@ -52,3 +52,8 @@ class InlineLane:
         self._closed = True
         await asyncio.to_thread(self._sandbox.close)
         await asyncio.to_thread(self._threads.shutdown)
+
+
+def _looked_at(answer: asyncio.Future[ToolResult]) -> None:
+    """Nobody else looks at the answer of a call that was given up, and asyncio would complain of it."""
+    answer.exception()
