@@ -29,9 +29,9 @@ from psycopg.conninfo import make_conninfo
 from metier_infra import kafka_topics, telemetry
 from metier_infra.bus import Bus, MemoryBus
 from metier_infra.database import Database, migrate
+from metier_infra.events import DEAD_LETTERS, EVENTS_TOPIC, REQUESTS, RUNS, tasks_topic
 from metier_infra.journal import Journal
 from metier_infra.kafka_bus import KafkaBus
-from metier_infra.messages import DEAD_LETTERS, EVENTS_TOPIC, REQUESTS, RUNS, tasks_topic
 from metier_infra.postgres_journal import PostgresDatabase
 from metier_infra.settings import KafkaSettings, load
 from metier_infra.socket_bus import SocketBus, serve_bus

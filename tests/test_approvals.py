@@ -37,40 +37,32 @@ from metier_agents.worker import AgentWorker
 from metier_infra.bus import Bus, Consumption, MemoryBus
 from metier_infra.database import Database, Params, Row, Statement, migrate
 from metier_infra.errors import FencedOff, GrantRefused, JournalGone, MissingApproval
-from metier_infra.journal import Journal
-from metier_infra.kafka_bus import KafkaBus
-from metier_infra.kafka_topics import Topic, apply
-from metier_infra.messages import (
+from metier_infra.events import (
     DEAD_LETTERS,
     EVENTS_TOPIC,
     REQUESTS,
     RUNS,
-    AgentCard,
-    Answer,
     ApprovalDecided,
     ApprovalSettled,
     ApprovalWanted,
     CallAnswered,
-    CallId,
-    Delivery,
-    Envelope,
     Event,
     RunFailed,
-    RunId,
     RunRequested,
     RunSucceeded,
-    Task,
-    decode,
-    encode,
-    stable_id,
     tasks_topic,
 )
+from metier_infra.journal import Journal
+from metier_infra.kafka_bus import KafkaBus
+from metier_infra.kafka_topics import Topic, apply
+from metier_infra.messages import Delivery, Envelope, decode, encode
 from metier_infra.postgres_journal import PostgresDatabase
 from metier_infra.rows import Approval, Call, Run
 from metier_infra.service import Ready
 from metier_infra.settings import KafkaSettings
 from metier_infra.socket_bus import serve_bus
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.words import AgentCard, Answer, CallId, RunId, Task, stable_id
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult
 from metier_workflows.approving import call_event

@@ -26,6 +26,7 @@ def loaded(module: str) -> frozenset[str]:
 INFRA = (
     "metier_infra.bus",
     "metier_infra.journal",
+    "metier_infra.events",
     "metier_infra.messages",
     "metier_infra.service",
     "metier_infra.settings",

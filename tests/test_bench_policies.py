@@ -25,7 +25,7 @@ from metier_agents.recorded_model import code_of
 from metier_agents.recordings import RecordedQuery, Recordings, read_recordings
 from metier_agents.testing import ScriptedLane
 from metier_infra.errors import BadSettings
-from metier_infra.messages import CallId, RunId, ToolCallId
+from metier_infra.words import CallId, RunId, ToolCallId
 from metier_tools.tool import ToolCall, ToolResult
 
 PATH = Path(__file__).parent.parent / "workflows/metier/examples/data/zeroeval.jsonl.gz"

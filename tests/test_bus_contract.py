@@ -13,7 +13,8 @@ import pytest
 
 from metier_infra.bus import Bus, Consumption, Handler, MemoryBus
 from metier_infra.errors import BusGone, MissingService
-from metier_infra.messages import EVENTS_TOPIC, RUNS, Delivery, Record
+from metier_infra.events import EVENTS_TOPIC, RUNS
+from metier_infra.messages import Delivery, Record
 from metier_infra.socket_bus import SocketBus, serve_bus
 
 HUNG = 30

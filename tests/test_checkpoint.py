@@ -18,8 +18,8 @@ from langgraph.types import Send
 from metier_infra.database import Database
 from metier_infra.errors import FencedOff
 from metier_infra.journal import Journal
-from metier_infra.messages import RunId
 from metier_infra.rows import Run
+from metier_infra.words import RunId
 from metier_workflows.checkpoint import JournalSaver
 
 TABLES = ("checkpoints", "channel_values", "channel_writes")

@@ -12,8 +12,8 @@ from metier.demo import draw
 from metier.demo_report import Case, document, is_right, sandboxes, scores, tables
 from metier.trace import Rows
 from metier_agents.recordings import RecordedQuery, read_recordings
-from metier_infra.messages import CallId, Decision, RunId, ToolCallId
 from metier_infra.rows import Run, ToolCallRow
+from metier_infra.words import CallId, Decision, RunId, ToolCallId
 from metier_tools.tool import ToolResult
 
 ALL = read_recordings(compose.recordings_path()).queries

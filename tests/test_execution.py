@@ -21,7 +21,7 @@ from pydantic import JsonValue
 
 from metier_infra.blobs import FolderBlobs
 from metier_infra.errors import MissingBlob
-from metier_infra.messages import CallId, RunId, ToolCallId
+from metier_infra.words import CallId, RunId, ToolCallId
 from metier_tools import function_call
 from metier_tools.builtin import BUILTIN
 from metier_tools.declare import Arguments, from_model

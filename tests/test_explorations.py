@@ -24,9 +24,9 @@ from metier_agents.turns import History, ModelTurn, Note, System, ToolUse, load,
 from metier_infra.database import migrate
 from metier_infra.errors import LimitReached, ModelFailed
 from metier_infra.journal import Journal
-from metier_infra.messages import Answer, CallId, RunId, Task
 from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.words import Answer, CallId, RunId, Task
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult, ToolSpec
 

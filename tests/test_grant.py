@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from metier_infra.errors import GrantRefused
-from metier_infra.messages import CallId, RunId, ToolCallId
+from metier_infra.words import CallId, RunId, ToolCallId
 from metier_tools import grant
 from metier_tools.tool import FileRef, Hold, ToolCall
 

@@ -46,25 +46,13 @@ from metier_infra import telemetry
 from metier_infra.bus import Consumption, MemoryBus
 from metier_infra.database import migrate
 from metier_infra.errors import BadSpec, GrantRefused
+from metier_infra.events import RUNS, CallAnswered, CallRequested, tasks_topic
 from metier_infra.journal import Journal
-from metier_infra.messages import (
-    RUNS,
-    CallAnswered,
-    CallId,
-    CallRequested,
-    Delivery,
-    Envelope,
-    RunId,
-    Task,
-    ToolCallId,
-    decode,
-    encode,
-    stable_id,
-    tasks_topic,
-)
+from metier_infra.messages import Delivery, Envelope, decode, encode
 from metier_infra.rows import Call, ToolCallRow
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_infra.testing import Crash, Dying
+from metier_infra.words import CallId, RunId, Task, ToolCallId, stable_id
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolCall, ToolResult
 

@@ -11,9 +11,9 @@ from metier_infra.bus import MemoryBus
 from metier_infra.database import migrate
 from metier_infra.errors import BusGone
 from metier_infra.journal import Journal
-from metier_infra.messages import RunId
 from metier_infra.rows import Run
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.words import RunId
 from metier_workflows.holdings import Holdings
 from metier_workflows.run_desk import RunDesk
 

@@ -11,19 +11,8 @@ import pytest
 from metier_infra.database import Database
 from metier_infra.errors import FencedOff
 from metier_infra.journal import Journal
-from metier_infra.messages import (
-    Answer,
-    CallId,
-    Candidate,
-    Decision,
-    Failure,
-    RunId,
-    Stamp,
-    Task,
-    ToolCallId,
-    stable_id,
-)
 from metier_infra.rows import Call, Run, ToolCallRow
+from metier_infra.words import Answer, CallId, Candidate, Decision, Failure, RunId, Stamp, Task, ToolCallId, stable_id
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BAD = Failure(code="call_failed", message="no")

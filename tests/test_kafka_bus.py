@@ -11,9 +11,10 @@ import pytest
 
 from metier_infra.bus import Consumption, Handler
 from metier_infra.errors import BadSettings, BusGone, TooLarge
+from metier_infra.events import RUNS
 from metier_infra.kafka_bus import KafkaBus
 from metier_infra.kafka_topics import Topic, apply
-from metier_infra.messages import RUNS, Delivery, Record
+from metier_infra.messages import Delivery, Record
 from metier_infra.settings import KafkaSettings
 
 HUNG = 30

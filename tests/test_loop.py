@@ -43,10 +43,10 @@ from metier_infra.errors import (
     ToolGone,
 )
 from metier_infra.journal import Journal
-from metier_infra.messages import Answer, CallId, RunId, Task
 from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_infra.testing import Crash, Dying
+from metier_infra.words import Answer, CallId, RunId, Task
 from metier_tools.builtin import BUILTIN
 from metier_tools.grant import verify
 from metier_tools.tool import ToolCall, ToolResult, ToolSpec

@@ -13,39 +13,27 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from metier_infra.errors import BuryRecord, TooLarge, Undecodable, UnknownEvent
-from metier_infra.messages import (
+from metier_infra.events import (
     EVENTS,
-    Answer,
     ApprovalDecided,
     ApprovalSettled,
     ApprovalWanted,
     CallAnswered,
-    CallId,
     CallParked,
     CallRequested,
-    Candidate,
-    Decision,
     DecisionMade,
-    Delivery,
-    Envelope,
     Event,
-    Failure,
-    Record,
     RunAccepted,
     RunFailed,
-    RunId,
     RunRequested,
     RunStarted,
     RunSucceeded,
-    Task,
     TextWritten,
-    ToolCallId,
-    decode,
-    encode,
-    stable_id,
     tasks_topic,
 )
+from metier_infra.messages import Delivery, Envelope, Record, decode, encode
 from metier_infra.service import dead_letter
+from metier_infra.words import Answer, CallId, Candidate, Decision, Failure, RunId, Task, ToolCallId, stable_id
 
 RUN, CALL = RunId("a" * 32), CallId("b" * 32)
 FAILURE = Failure(code="call_failed", message="the model refused — “no”")

@@ -24,38 +24,28 @@ from pydantic import BaseModel
 from metier_infra import telemetry
 from metier_infra.bus import Bus, Consumption, MemoryBus
 from metier_infra.database import Database, Params, Row, Statement, migrate
-from metier_infra.journal import Journal
-from metier_infra.kafka_bus import KafkaBus
-from metier_infra.kafka_topics import Topic, apply
-from metier_infra.messages import (
+from metier_infra.events import (
     DEAD_LETTERS,
     EVENTS_TOPIC,
     REQUESTS,
     RUNS,
-    AgentCard,
-    Answer,
     CallAnswered,
-    CallId,
     CallRequested,
-    Delivery,
-    Envelope,
     Event,
-    Failure,
-    Record,
     RunFailed,
-    RunId,
     RunRequested,
     RunSucceeded,
-    Task,
-    decode,
-    encode,
-    stable_id,
     tasks_topic,
 )
+from metier_infra.journal import Journal
+from metier_infra.kafka_bus import KafkaBus
+from metier_infra.kafka_topics import Topic, apply
+from metier_infra.messages import Delivery, Envelope, Record, decode, encode
 from metier_infra.postgres_journal import PostgresDatabase
 from metier_infra.service import Ready, send, serve
 from metier_infra.settings import KafkaSettings
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.words import AgentCard, Answer, CallId, Failure, RunId, Task, stable_id
 from metier_workflows.node import Place, agent, agents, decide
 from metier_workflows.orchestrator import Orchestrator
 from metier_workflows.routing import choose

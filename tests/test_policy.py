@@ -32,8 +32,8 @@ from metier_agents.turns import (
     of_kind,
 )
 from metier_agents.view import View, see
-from metier_infra.messages import CallId
 from metier_infra.rows import ToolRecord, weigh_record
+from metier_infra.words import CallId
 from metier_tools.tool import ToolResult
 
 PY = ("python",)

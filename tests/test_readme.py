@@ -12,7 +12,7 @@ import pytest
 
 from metier import client, compose
 from metier.roles import embedded
-from metier_infra.messages import RunSucceeded
+from metier_infra.events import RunSucceeded
 
 README = Path(__file__).parents[1] / "README.md"
 QUESTION = "Geb is 10 less than half the age of Haley. If Haley is 26 years old, how old is Geb?"

@@ -12,7 +12,7 @@ import pytest
 
 from metier_infra.blobs import FolderBlobs
 from metier_infra.errors import LaneGone, MetierError, ServerBroken, ToolCancelled
-from metier_infra.messages import CallId, RunId, ToolCallId
+from metier_infra.words import CallId, RunId, ToolCallId
 from metier_tools import grant
 from metier_tools.builtin import BUILTIN
 from metier_tools.execution import Execution

@@ -23,9 +23,9 @@ from metier_infra import telemetry
 from metier_infra.database import migrate
 from metier_infra.errors import AnswerWithheld, ModelRefused
 from metier_infra.journal import Journal
-from metier_infra.messages import Answer, CallId, RunId, Task
 from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.words import Answer, CallId, RunId, Task
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolCall, ToolResult
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metier_infra.messages import AgentCard, Answer
+from metier_infra.words import AgentCard, Answer
 from metier_workflows.panel import plain, synthesise
 from metier_workflows.routing import ROUTER, choose, rank
 

@@ -21,7 +21,7 @@ from metier_agents.safety import Bundle, Detail, demand, find_bundle, load_bundl
 from metier_agents.safety_check import problems
 from metier_agents.spec import AgentSpec
 from metier_infra.errors import BadSpec
-from metier_infra.messages import Answer, Claim, Conflict
+from metier_infra.words import Answer, Claim, Conflict
 from metier_tools.builtin import BUILTIN, PYTHON, SHELL
 from metier_tools.declare import Arguments, from_model
 from metier_tools.profile import STRICT, Profile

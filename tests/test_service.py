@@ -22,20 +22,11 @@ from metier_infra.errors import (
     Undecodable,
     UnknownEvent,
 )
-from metier_infra.messages import (
-    DEAD_LETTERS,
-    RUNS,
-    Delivery,
-    Envelope,
-    Record,
-    RunAccepted,
-    RunId,
-    RunStarted,
-    decode,
-    encode,
-)
+from metier_infra.events import DEAD_LETTERS, RUNS, RunAccepted, RunStarted
+from metier_infra.messages import Delivery, Envelope, Record, decode, encode
 from metier_infra.retry import Backoff
 from metier_infra.service import Ready, buried, contained, dispatch, on_sigterm, retried, send, serve
+from metier_infra.words import RunId
 
 AT_ONCE = Backoff(first_s=0, attempts=3)
 ODD = Delivery(RUNS, 3, 17, b"\xff\x00", b"\x00not json\xff", (("ce_id", b"\xfe"), ("traceparent", b"x"), ("twice", b"1"), ("twice", b"2")))  # fmt: skip

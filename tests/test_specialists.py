@@ -15,7 +15,7 @@ import pytest
 from metier.examples import specialists as example
 from metier.examples.specialists import Category, classify, comparable, plan, specialists
 from metier_infra.errors import BadInput, CallFailed
-from metier_infra.messages import AgentCard, Answer, Decision, Task
+from metier_infra.words import AgentCard, Answer, Decision, Task
 from metier_workflows import node
 from metier_workflows.node import Place
 

@@ -12,8 +12,10 @@ from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_tra
 from metier_infra import telemetry
 from metier_infra.bus import Consumption, MemoryBus
 from metier_infra.errors import CallFailed
-from metier_infra.messages import RUNS, Delivery, Envelope, Event, RunAccepted, RunId, decode
+from metier_infra.events import RUNS, Event, RunAccepted
+from metier_infra.messages import Delivery, Envelope, decode
 from metier_infra.service import processing, send
+from metier_infra.words import RunId
 
 FOREIGN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

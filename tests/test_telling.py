@@ -14,18 +14,10 @@ from metier_agents.model import ScriptedModel
 from metier_agents.turns import ModelTurn
 from metier_infra.bus import MemoryBus
 from metier_infra.errors import BusGone, ModelBusy
-from metier_infra.messages import (
-    EVENTS_TOPIC,
-    CallId,
-    Delivery,
-    Record,
-    RunId,
-    Stamp,
-    Task,
-    TextWritten,
-    decode,
-)
+from metier_infra.events import EVENTS_TOPIC, TextWritten
+from metier_infra.messages import Delivery, Record, decode
 from metier_infra.rows import Call
+from metier_infra.words import CallId, RunId, Stamp, Task
 
 CALL = Call(call_id=CallId("c"), run_id=RunId("r"), agent="a", task=Task(text="t"), deadline=2e9, attempt=1)
 STAMP = Stamp(agent="a", digest="d")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from metier_infra.blobs import FolderBlobs
-from metier_infra.messages import CallId, RunId, ToolCallId
+from metier_infra.words import CallId, RunId, ToolCallId
 from metier_tools.builtin import PYTHON
 from metier_tools.declare import Arguments, from_model
 from metier_tools.egress_rules import allowed

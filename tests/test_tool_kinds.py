@@ -21,8 +21,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic import Field, JsonValue
 
 from metier_infra.blobs import FolderBlobs
-from metier_infra.messages import CallId, RunId, ToolCallId
 from metier_infra.settings import SandboxSettings
+from metier_infra.words import CallId, RunId, ToolCallId
 from metier_tools import pins, tool_files
 from metier_tools.builtin import PYTHON
 from metier_tools.declare import tool

@@ -38,9 +38,9 @@ from metier_agents.turns import (
 )
 from metier_infra.database import Database, Statement, migrate, migrations
 from metier_infra.journal import Journal
-from metier_infra.messages import CallId, RunId, Task, ToolCallId
 from metier_infra.rows import Call, ToolCallRow, ToolRecord, weigh_record
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.words import CallId, RunId, Task, ToolCallId
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult
 

@@ -14,7 +14,7 @@ from metier.compose import System
 from metier.trace import Rows, TraceNode, gather, render, tree
 from metier_agents.recordings import read_recordings
 from metier_agents.turns import ModelTurn, PassedOver, Usage, dump
-from metier_infra.messages import RunFailed, RunSucceeded
+from metier_infra.events import RunFailed, RunSucceeded
 from metier_infra.rows import Step
 from metier_tools.sandbox import Outcome, Request
 

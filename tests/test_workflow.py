@@ -12,7 +12,7 @@ from langgraph.graph import END, START, StateGraph
 from pydantic import BaseModel, Field
 
 from metier_infra.errors import BadInput, BadSpec, UnknownWorkflow, WorkflowBroken
-from metier_infra.messages import Candidate, Decision
+from metier_infra.words import Candidate, Decision
 from metier_workflows.node import agent, agents, decide
 from metier_workflows.workflow import Graph, Workflow, Workflows, load_workflows, shape, workflow
 

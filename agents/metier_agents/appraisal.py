@@ -19,8 +19,8 @@ from metier_agents.comparing import same
 from metier_agents.spec import AgentSpec, MetaReasoned, Policy
 from metier_agents.turns import Assessed, Compared, Estimate, History, ModelTurn, Realised, ToolTurn, Valued, of_kind
 from metier_agents.wording import read_assessment, read_own
-from metier_infra.messages import CallId, stable_id
 from metier_infra.rows import ToolRecord, fading
+from metier_infra.words import CallId, stable_id
 from metier_tools.tool import ToolResult
 
 TAIL = 0.3

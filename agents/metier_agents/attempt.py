@@ -13,8 +13,8 @@ from metier_agents.spec import AgentSpec
 from metier_agents.telling import Teller
 from metier_agents.turns import History
 from metier_infra.journal import Journal
-from metier_infra.messages import Stamp
 from metier_infra.rows import Call
+from metier_infra.words import Stamp
 from metier_tools.tool import ToolSpec
 
 Estimate: TypeAlias = Callable[[History, Sequence[ToolSpec], int], Need]

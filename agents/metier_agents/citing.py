@@ -19,7 +19,7 @@ from metier_agents import wording
 from metier_agents.retriever import Source
 from metier_agents.spec import AgentSpec, Strategy
 from metier_agents.turns import History, ModelTurn, Note, User, of_kind
-from metier_infra.messages import Answer, Claim, Conflict, Word
+from metier_infra.words import Answer, Claim, Conflict, Word
 
 LONGEST_REPLY = 100_000
 LONGEST_QUOTE = 2_000

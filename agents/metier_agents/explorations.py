@@ -20,7 +20,7 @@ from metier_agents.spec import Parallel
 from metier_agents.trail import Trail
 from metier_agents.turns import ModelTurn, Note, System, User, of_kind, spent
 from metier_infra.errors import FailRun
-from metier_infra.messages import Answer
+from metier_infra.words import Answer
 
 
 async def answer(attempt: Attempt) -> Answer:

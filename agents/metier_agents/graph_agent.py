@@ -34,7 +34,7 @@ from metier_agents.purse import Exhausted
 from metier_agents.trail import Trail
 from metier_agents.turns import History, Message, ModelTurn, Note, ToolTurn, ToolUse
 from metier_infra.errors import BadSettings, ContextTooLong, MetierError, ModelBusy, ModelFailed
-from metier_infra.messages import stable_id
+from metier_infra.words import stable_id
 from metier_tools.tool import ToolResult, ToolSpec
 
 GAIN = 0.5

@@ -18,8 +18,8 @@ from metier_agents.turns import ModelTurn, ToolTurn, ToolUse
 from metier_infra import telemetry
 from metier_infra.errors import DeadlineMissed, LaneGone, ToolGone
 from metier_infra.journal import Journal
-from metier_infra.messages import Stamp, ToolCallId, stable_id
 from metier_infra.rows import Call, ToolCallRow
+from metier_infra.words import Stamp, ToolCallId, stable_id
 from metier_tools import grant
 from metier_tools.lane import ToolLane
 from metier_tools.tool import ToolCall, ToolResult, ToolSpec, digest_of

@@ -21,7 +21,7 @@ from metier_agents.review import released, wanted
 from metier_agents.trail import Trail
 from metier_agents.turns import Assessed, AssessmentWanted, Compared, Message, ModelTurn, Note, System, User
 from metier_agents.view import View, see
-from metier_infra import messages
+from metier_infra import words
 from metier_infra.rows import ToolRecord
 from metier_tools.tool import ToolSpec
 
@@ -38,14 +38,14 @@ class Loop:
         """The message list."""
         return self.trail.history
 
-    async def run(self) -> messages.Answer:
+    async def run(self) -> words.Answer:
         """Work until the policy is content or a guard stops it. Raises a `FailRun` when there is no answer to give."""
         try:
             return await self._run()
         except Exhausted as limit:
             return self._end(limit.reason)
 
-    async def _run(self) -> messages.Answer:
+    async def _run(self) -> words.Answer:
         if not await self.trail.replay():
             await self._begin()
         while True:
@@ -70,7 +70,7 @@ class Loop:
                 case _:
                     assert_never(move)
 
-    def _end(self, stopped: str = "answered") -> messages.Answer:
+    def _end(self, stopped: str = "answered") -> words.Answer:
         return released(self.history, self.spec, self.bundle, stopped=stopped)
 
     async def _begin(self) -> None:
@@ -95,7 +95,7 @@ class Loop:
         told = appraisal.settle(self.spec, self.history)
         compared, assessed = turns.of_kind(told, Compared), turns.of_kind(self.history, Assessed)
         if compared and (sure := assessed[-1].own_confidence) is not None:
-            ids = [messages.ToolCallId(str(turn.tool_call_id)) for turn in appraisal.worked(self.history)]
+            ids = [words.ToolCallId(str(turn.tool_call_id)) for turn in appraisal.worked(self.history)]
             await self.attempt.journal.tools.compare(ids, agreed=compared[0].agreed, own_confidence=sure)
         if told:
             await self.trail.record(*told)

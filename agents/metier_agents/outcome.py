@@ -8,7 +8,7 @@ from metier_agents.citing import cite
 from metier_agents.spec import AgentSpec
 from metier_agents.turns import Assessed, Compared, History, ModelTurn, ToolTurn, of_kind, spent
 from metier_infra.errors import LimitReached, ModelMalformed
-from metier_infra.messages import Answer
+from metier_infra.words import Answer
 
 
 def conclude(history: History, spec: AgentSpec, *, stopped: str = "answered") -> Answer:

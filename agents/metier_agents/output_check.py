@@ -15,7 +15,7 @@ from typing import Literal
 from metier_agents import details
 from metier_agents.patterns import found
 from metier_agents.safety import Bundle, Check, Claims, Detail, Longest, MustMatch, MustNotMatch, NoDetails
-from metier_infra.messages import Answer, Claim, Conflict
+from metier_infra.words import Answer, Claim, Conflict
 
 LONGEST = 2_000_000
 """Characters of an answer that is checked at all."""

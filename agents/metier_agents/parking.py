@@ -9,8 +9,9 @@ from __future__ import annotations
 import structlog
 
 from metier_infra.bus import Bus
+from metier_infra.events import EVENTS_TOPIC, RUNS, ApprovalWanted, CallParked
 from metier_infra.journal import Journal
-from metier_infra.messages import EVENTS_TOPIC, RUNS, ApprovalWanted, CallParked, Envelope
+from metier_infra.messages import Envelope
 from metier_infra.rows import Approval, Call
 from metier_infra.service import send
 

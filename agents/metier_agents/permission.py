@@ -15,8 +15,8 @@ from pydantic import JsonValue
 from metier_agents.approval import Ask, Deny, Mutate, Proceed, Skip, Verdict, judge
 from metier_agents.safety import Bundle
 from metier_infra.approvals import Approvals
-from metier_infra.messages import Stamp, ToolCallId
 from metier_infra.rows import Approval, Call
+from metier_infra.words import Stamp, ToolCallId
 from metier_tools.tool import ToolResult, digest_of
 from metier_tools.toolbox import Tool
 

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from metier_agents import wording
 from metier_agents.spec import AgentSpec, Deep
 from metier_agents.turns import History, ModelTurn, Note, of_kind
-from metier_infra.messages import Answer
+from metier_infra.words import Answer
 
 VERDICT: Mapping[str, Any] = {
     "title": "verdict",

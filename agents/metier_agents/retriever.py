@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from metier_infra.messages import Word
+from metier_infra.words import Word
 
 
 class Source(Word):

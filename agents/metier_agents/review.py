@@ -15,7 +15,7 @@ from metier_agents.safety import Bundle
 from metier_agents.spec import AgentSpec
 from metier_agents.turns import History, ModelTurn, Note, of_kind
 from metier_infra.errors import AnswerWithheld, ModelRefused
-from metier_infra.messages import Answer
+from metier_infra.words import Answer
 
 
 def wanted(history: History, spec: AgentSpec, bundle: Bundle | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from metier_agents.safety import Bundle
 from metier_agents.spec import AgentSpec
-from metier_infra.messages import Stamp
+from metier_infra.words import Stamp
 from metier_tools.tool import digest_of
 
 

@@ -15,9 +15,11 @@ import structlog
 
 from metier_infra.bus import Bus
 from metier_infra.errors import MetierError
-from metier_infra.messages import EVENTS_TOPIC, Envelope, Stamp, TextWritten
+from metier_infra.events import EVENTS_TOPIC, TextWritten
+from metier_infra.messages import Envelope
 from metier_infra.rows import Call
 from metier_infra.service import send
+from metier_infra.words import Stamp
 
 log = structlog.get_logger()
 

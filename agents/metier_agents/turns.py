@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, JsonValue, TypeAdapter
 
 from metier_agents.wording import read_answer
-from metier_infra.messages import Word
+from metier_infra.words import Word
 from metier_tools.tool import ToolResult
 
 

@@ -29,21 +29,11 @@ from metier_agents.telling import Teller
 from metier_infra import service, telemetry
 from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import BadSpec, Cancelled, Held, MetierError, RetryLater, TooLarge, UnknownCall, UnknownEvent
+from metier_infra.events import RUNS, CallAnswered, CallRequested, Event, tasks_topic
 from metier_infra.journal import Journal
-from metier_infra.messages import (
-    LARGEST,
-    RUNS,
-    Answer,
-    CallAnswered,
-    CallId,
-    CallRequested,
-    Delivery,
-    Envelope,
-    Event,
-    Failure,
-    tasks_topic,
-)
+from metier_infra.messages import LARGEST, Delivery, Envelope
 from metier_infra.rows import Call
+from metier_infra.words import Answer, CallId, Failure
 from metier_tools.lane import ToolLane
 from metier_tools.toolbox import Toolbox
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metier_infra.database import Database, Statement
-from metier_infra.messages import CallId, RunId, ToolCallId
 from metier_infra.rows import Approval, approval_of
+from metier_infra.words import CallId, RunId, ToolCallId
 
 EXPIRY = "expiry"
 """Who refused, where nobody answered in time."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from metier_infra.database import Database, Statement
-from metier_infra.messages import Answer, CallId, Failure, RunId, Stamp
 from metier_infra.rows import Call, call_of
+from metier_infra.words import Answer, CallId, Failure, RunId, Stamp
 
 
 class Calls:

@@ -13,7 +13,6 @@ from typing import Any
 from metier_infra.approvals import Approvals
 from metier_infra.calls import Calls
 from metier_infra.database import Database, Statement
-from metier_infra.messages import CallId, Decision, Failure, RunId, ToolCallId
 from metier_infra.rows import (
     HALF_LIFE,
     Run,
@@ -24,6 +23,7 @@ from metier_infra.rows import (
     tool_call_of,
     weigh_record,
 )
+from metier_infra.words import CallId, Decision, Failure, RunId, ToolCallId
 
 
 class Runs:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from metier_infra.database import Row
-from metier_infra.messages import Answer, CallId, Failure, RunFailed, RunId, RunSucceeded, Stamp, Task, ToolCallId, Word
+from metier_infra.events import RunFailed, RunSucceeded
+from metier_infra.words import Answer, CallId, Failure, RunId, Stamp, Task, ToolCallId, Word
 
 RunStatus = Literal["accepted", "running", "parked", "succeeded", "failed"]
 

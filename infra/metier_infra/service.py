@@ -18,7 +18,8 @@ import structlog
 from metier_infra import telemetry
 from metier_infra.bus import Bus, Consumption, Handler
 from metier_infra.errors import BuryRecord, BusGone, Defect, MetierError, TooLarge, UnknownEvent
-from metier_infra.messages import DEAD_LETTERS, Delivery, Envelope, Event, Record, decode, encode
+from metier_infra.events import DEAD_LETTERS, Event
+from metier_infra.messages import Delivery, Envelope, Record, decode, encode
 from metier_infra.retry import Backoff, persist
 
 log = structlog.get_logger()

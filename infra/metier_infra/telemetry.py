@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from metier_infra.messages import Stamp
+from metier_infra.words import Stamp
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 Kind = Literal["internal", "client", "producer", "consumer"]

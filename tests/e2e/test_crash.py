@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from metier_infra.journal import Journal
-from metier_infra.messages import RunId
+from metier_infra.words import RunId
 from metier_workflows.workflow import load_workflows
 
 from .conftest import Fleet, new_fleet, open_journal, until

@@ -9,7 +9,7 @@ from typing import Any
 
 from celery import Celery
 
-from metier_infra.messages import Word
+from metier_infra.words import Word
 
 TASK = "metier.tool_call"
 HARD_LIMIT_S = 420

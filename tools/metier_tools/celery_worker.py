@@ -18,7 +18,7 @@ from celery import signals
 from celery.exceptions import Reject
 
 from metier_infra.errors import LaneGone
-from metier_infra.messages import Word
+from metier_infra.words import Word
 from metier_tools.celery_app import TASK, Config, make_app
 from metier_tools.relay import Order, RelayClient
 

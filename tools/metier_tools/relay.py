@@ -19,7 +19,7 @@ import structlog
 from pydantic import ValidationError
 
 from metier_infra.errors import LaneGone
-from metier_infra.messages import Word
+from metier_infra.words import Word
 from metier_tools.reply import Reply, call_digest, reply_to, seal
 from metier_tools.runner import Runner
 from metier_tools.tool import ToolCall

@@ -15,7 +15,7 @@ import structlog
 
 from metier_infra import errors
 from metier_infra.errors import LaneGone, MetierError
-from metier_infra.messages import Failure, Word
+from metier_infra.words import Failure, Word
 from metier_tools.tool import ToolResult
 
 log = structlog.get_logger()

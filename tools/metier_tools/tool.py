@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from metier_infra.messages import CallId, RunId, Stamp, ToolCallId, Word
+from metier_infra.words import CallId, RunId, Stamp, ToolCallId, Word
 
 Kind = Literal["code", "command", "mcp", "function"]
 Language = Literal["python", "shell"]

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metier_infra.messages import AgentCard, Answer, Candidate, Decision, Task
+    from metier_infra.words import AgentCard, Answer, Candidate, Decision, Task
     from metier_tools.declare import tool
     from metier_tools.profile import Egress, Profile
     from metier_tools.toolbox import Tool
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from metier_workflows.workflow import Workflow, workflow
 
 _HOMES = {
-    "metier_infra.messages": ("AgentCard", "Answer", "Candidate", "Decision", "Task"),
+    "metier_infra.words": ("AgentCard", "Answer", "Candidate", "Decision", "Task"),
     "metier_tools.declare": ("tool",),
     "metier_tools.profile": ("Egress", "Profile"),
     "metier_tools.toolbox": ("Tool",),

@@ -28,20 +28,11 @@ from metier.bench_figures import Sense, Target, judge
 from metier.terminal import console
 from metier_infra.bus import Consumption, Handler, Lanes
 from metier_infra.database import migrate
+from metier_infra.events import RUNS, CallRequested, tasks_topic
 from metier_infra.journal import Journal
-from metier_infra.messages import (
-    RUNS,
-    CallId,
-    CallRequested,
-    Delivery,
-    Envelope,
-    Record,
-    RunId,
-    Task,
-    encode,
-    tasks_topic,
-)
+from metier_infra.messages import Delivery, Envelope, Record, encode
 from metier_infra.rows import Call
+from metier_infra.words import CallId, RunId, Task
 
 TARGETS: Mapping[str, tuple[Sense, float]] = {
     "cpu_ms_per_turn": ("<=", 3.0),

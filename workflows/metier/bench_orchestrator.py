@@ -30,7 +30,8 @@ from metier.terminal import console
 from metier_infra.bus import Consumption
 from metier_infra.database import Database, Statement
 from metier_infra.errors import DeadlineMissed, MissingService
-from metier_infra.messages import Delivery, Envelope, Event, Record, RunSucceeded
+from metier_infra.events import Event, RunSucceeded
+from metier_infra.messages import Delivery, Envelope, Record
 
 WORKFLOWS = "metier.examples.five"
 READY_S = 60.0

@@ -13,7 +13,7 @@ from typing import Literal
 
 from metier_agents.comparing import literal, same
 from metier_agents.recordings import RecordedQuery
-from metier_infra.messages import CallId, stable_id
+from metier_infra.words import CallId, stable_id
 from metier_tools.lane import ToolLane
 from metier_tools.tool import ToolCall, ToolResult
 

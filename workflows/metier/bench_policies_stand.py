@@ -27,9 +27,9 @@ from metier_agents.spec import AgentSpec, MetaReasoned
 from metier_agents.turns import Assessed, Message, ModelTurn, Realised, load, of_kind
 from metier_infra.database import migrate
 from metier_infra.journal import Journal
-from metier_infra.messages import Answer, CallId, RunId, Task, stable_id
 from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.words import Answer, CallId, RunId, Task, stable_id
 from metier_tools.builtin import BUILTIN
 from metier_tools.lane import ToolLane
 

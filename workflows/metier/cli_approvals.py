@@ -24,8 +24,9 @@ from metier.cli_runs import Json, RunArgument, find_run, json_object, run_comman
 from metier.compose import System
 from metier.terminal import console, shown
 from metier_infra.errors import BadSettings, MissingApproval
+from metier_infra.events import REQUESTS, ApprovalDecided
 from metier_infra.journal import Journal
-from metier_infra.messages import REQUESTS, ApprovalDecided, Envelope
+from metier_infra.messages import Envelope
 from metier_infra.rows import Approval
 from metier_infra.service import send
 

@@ -19,8 +19,9 @@ from metier import client, compose
 from metier.compose import Config, System
 from metier.terminal import console, shown
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
+from metier_infra.events import Event, RunFailed
 from metier_infra.journal import Journal
-from metier_infra.messages import Envelope, Event, RunFailed
+from metier_infra.messages import Envelope
 from metier_infra.rows import Run, RunStatus
 
 C = TypeVar("C")

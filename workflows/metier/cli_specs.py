@@ -20,7 +20,7 @@ from metier_infra.errors import BadSpec, MetierError, UnknownAgent
 
 if TYPE_CHECKING:
     from metier_agents.spec import AgentSpec
-    from metier_infra.messages import Stamp
+    from metier_infra.words import Stamp
     from metier_tools.toolbox import Toolbox
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]

@@ -19,25 +19,22 @@ from metier import compose
 from metier.compose import Config, System
 from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import BuryRecord, MissingService
-from metier_infra.journal import Journal
-from metier_infra.messages import (
+from metier_infra.events import (
     EVENTS_TOPIC,
     REQUESTS,
     ApprovalSettled,
     ApprovalWanted,
     DecisionMade,
-    Delivery,
-    Envelope,
     Event,
     RunFailed,
-    RunId,
     RunRequested,
     RunStarted,
     RunSucceeded,
-    decode,
-    stable_id,
 )
+from metier_infra.journal import Journal
+from metier_infra.messages import Delivery, Envelope, decode
 from metier_infra.service import send
+from metier_infra.words import RunId, stable_id
 
 SOURCE = "/metier/cli"
 Ended = RunSucceeded | RunFailed

@@ -25,8 +25,8 @@ from pydantic import SecretStr
 from metier_infra.bus import Bus
 from metier_infra.database import Database, RetryingDatabase, check_schema, migrate
 from metier_infra.errors import BadSettings, BadSpec, MissingService, UnknownAgent
+from metier_infra.events import tasks_topic
 from metier_infra.journal import Journal
-from metier_infra.messages import AgentCard, tasks_topic
 from metier_infra.retry import Backoff, persist
 from metier_infra.settings import (
     JournalSettings,
@@ -40,6 +40,7 @@ from metier_infra.settings import (
     model_overrides,
     refuse_unknown,
 )
+from metier_infra.words import AgentCard
 
 if TYPE_CHECKING:
     from metier_agents.attempt import Estimate

@@ -22,7 +22,9 @@ from metier.compose import Config, System
 from metier.terminal import console
 from metier_infra import telemetry
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
-from metier_infra.messages import Envelope, Event, RunId, stable_id
+from metier_infra.events import Event
+from metier_infra.messages import Envelope
+from metier_infra.words import RunId, stable_id
 
 if TYPE_CHECKING:
     from metier.demo_report import Case

@@ -26,7 +26,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from metier_infra.declared import Declared
 from metier_infra.errors import MetierError
-from metier_infra.messages import CallId, RunId, ToolCallId
+from metier_infra.words import CallId, RunId, ToolCallId
 from metier_tools.execution import Execution
 from metier_tools.paths import MOST_FILES
 from metier_tools.sandbox import Held, Sandbox

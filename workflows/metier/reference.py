@@ -23,33 +23,18 @@ from metier.reference_safety import safety_page
 from metier.reference_tables import default_of, described, table, type_name, with_bounds
 from metier.reference_tools import tool_page
 from metier_agents import spec
-from metier_infra import errors, messages, service, settings, telemetry
+from metier_infra import errors, events, messages, service, settings, telemetry, words
 
 MADE = "<!-- Made by `python -m metier.reference docs/reference`; change the code, not this page. -->\n\n"
-TOPIC_OF: Mapping[type[messages.Event], str] = {
-    messages.RunRequested: messages.REQUESTS,
-    messages.RunAccepted: messages.RUNS,
-    messages.CallAnswered: messages.RUNS,
-    messages.CallParked: messages.RUNS,
-    messages.CallRequested: messages.tasks_topic("{agent}"),
-    messages.ApprovalDecided: messages.REQUESTS,
-    messages.ApprovalWanted: messages.EVENTS_TOPIC,
-    messages.ApprovalSettled: messages.EVENTS_TOPIC,
-    messages.TextWritten: messages.EVENTS_TOPIC,
-    messages.DecisionMade: messages.EVENTS_TOPIC,
-    messages.RunStarted: messages.EVENTS_TOPIC,
-    messages.RunSucceeded: messages.EVENTS_TOPIC,
-    messages.RunFailed: messages.EVENTS_TOPIC,
-}
 WORDS = (
-    messages.Task,
-    messages.Answer,
-    messages.Claim,
-    messages.Conflict,
-    messages.Failure,
-    messages.Stamp,
-    messages.Decision,
-    messages.Candidate,
+    words.Task,
+    words.Answer,
+    words.Claim,
+    words.Conflict,
+    words.Failure,
+    words.Stamp,
+    words.Decision,
+    words.Candidate,
 )
 PARTS = (
     spec.AgentSpec,
@@ -162,8 +147,8 @@ def events_page() -> str:
     """Topics, event types, and what travels in them."""
     parts = ["# Events and topics\n", _EVENTS_HEAD, "## Topics\n", _topics()]
     parts += [_CONTEXT, "## Event types\n"]
-    for kind in messages.EVENTS.values():
-        parts += [f"### `{kind.TYPE}`\n", f"On `{TOPIC_OF[kind]}`. {described(kind)}\n", _fields(kind)]
+    for kind in events.EVENTS.values():
+        parts += [f"### `{kind.TYPE}`\n", f"On `{kind.TOPIC}`. {described(kind)}\n", _fields(kind)]
     parts.append("## Values inside\n")
     for word in WORDS:
         parts += [f"### {word.__name__}\n", described(word) + "\n", _fields(word)]

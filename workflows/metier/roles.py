@@ -19,8 +19,8 @@ from metier_infra import telemetry
 from metier_infra.bus import MemoryBus
 from metier_infra.errors import MissingService, UnknownAgent
 from metier_infra.journal import Journal
-from metier_infra.messages import AgentCard
 from metier_infra.service import Ready, on_sigterm
+from metier_infra.words import AgentCard
 from metier_tools.lane import ToolLane
 
 if TYPE_CHECKING:

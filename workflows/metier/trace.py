@@ -14,9 +14,9 @@ from rich.tree import Tree
 
 from metier_agents.turns import Assessed, Compared, ModelTurn, Realised, ToolTurn, Usage, load
 from metier_infra.journal import Journal
-from metier_infra.messages import CallId, Decision, RunId, Word, stable_id
 from metier_infra.rows import Approval, Call, Run, Step, ToolCallRow
 from metier_infra.telemetry import trace_id
+from metier_infra.words import CallId, Decision, RunId, Word, stable_id
 from metier_tools.tool import ToolResult
 
 Kind = Literal[

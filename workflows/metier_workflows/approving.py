@@ -11,21 +11,20 @@ from metier_infra import telemetry
 from metier_infra.approvals import EXPIRY
 from metier_infra.bus import Bus
 from metier_infra.errors import UnknownApproval
-from metier_infra.journal import Journal
-from metier_infra.messages import (
+from metier_infra.events import (
     EVENTS_TOPIC,
     RUNS,
     ApprovalDecided,
     ApprovalSettled,
     CallRequested,
-    Delivery,
-    Envelope,
     RunAccepted,
-    ToolCallId,
     tasks_topic,
 )
+from metier_infra.journal import Journal
+from metier_infra.messages import Delivery, Envelope
 from metier_infra.rows import Approval, Call
 from metier_infra.service import processing, send
+from metier_infra.words import ToolCallId
 
 SOURCE = "/metier/orchestrator"
 log = structlog.get_logger()

@@ -15,8 +15,8 @@ import structlog
 
 from metier_infra.errors import RetryLater
 from metier_infra.journal import Journal
-from metier_infra.messages import RunId
 from metier_infra.rows import Run
+from metier_infra.words import RunId
 from metier_workflows.run_desk import RunDesk
 
 log = structlog.get_logger()

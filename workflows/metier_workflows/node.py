@@ -16,7 +16,7 @@ from langgraph.runtime import get_runtime
 from pydantic import JsonValue
 
 from metier_infra.errors import WorkflowBroken
-from metier_infra.messages import AgentCard, Answer, Decision, Task
+from metier_infra.words import AgentCard, Answer, Decision, Task
 
 DEFAULT_TIMEOUT_S = 300.0
 

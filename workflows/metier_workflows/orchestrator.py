@@ -18,30 +18,24 @@ from langchain_core.runnables import RunnableConfig
 from metier_infra import telemetry
 from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import FailRun, FencedOff, RetryLater, WorkflowBroken
-from metier_infra.journal import Journal
-from metier_infra.messages import (
+from metier_infra.events import (
     EVENTS_TOPIC,
-    LARGEST,
     REQUESTS,
     RUNS,
-    AgentCard,
     ApprovalDecided,
     CallAnswered,
-    CallId,
     CallParked,
-    Delivery,
-    Envelope,
     Event,
-    Failure,
     RunAccepted,
-    RunId,
     RunRequested,
     RunStarted,
-    stable_id,
 )
+from metier_infra.journal import Journal
+from metier_infra.messages import LARGEST, Delivery, Envelope
 from metier_infra.retry import persist
 from metier_infra.rows import Run
 from metier_infra.service import PATIENT, EventHandler, Ready, processing, send, serve
+from metier_infra.words import AgentCard, CallId, Failure, RunId, stable_id
 from metier_workflows import node
 from metier_workflows.approving import SOURCE, Approving
 from metier_workflows.checkpoint import JournalSaver

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from metier_infra.messages import Answer, Word
+from metier_infra.words import Answer, Word
 
 Key = Callable[[str], str]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from metier_infra.messages import AgentCard, Candidate, Decision
+from metier_infra.words import AgentCard, Candidate, Decision
 
 ROUTER = "declared-skills.v1"
 

@@ -14,25 +14,13 @@ from dataclasses import dataclass, field
 from metier_infra import telemetry
 from metier_infra.bus import Bus
 from metier_infra.errors import CallFailed, DeadlineMissed, WorkflowBroken
+from metier_infra.events import EVENTS_TOPIC, CallAnswered, DecisionMade, tasks_topic
 from metier_infra.journal import Journal
-from metier_infra.messages import (
-    EVENTS_TOPIC,
-    AgentCard,
-    Answer,
-    CallAnswered,
-    CallId,
-    Decision,
-    DecisionMade,
-    Envelope,
-    Failure,
-    RunId,
-    Task,
-    stable_id,
-    tasks_topic,
-)
+from metier_infra.messages import Envelope
 from metier_infra.retry import persist
 from metier_infra.rows import Call
 from metier_infra.service import PATIENT, send
+from metier_infra.words import AgentCard, Answer, CallId, Decision, Failure, RunId, Task, stable_id
 from metier_workflows.approving import SOURCE, call_event
 from metier_workflows.node import Place
 

@@ -13,7 +13,7 @@ from typing import Any
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 
-from metier_infra.messages import CallId
+from metier_infra.words import CallId
 from metier_workflows.run_desk import RunDesk
 
 

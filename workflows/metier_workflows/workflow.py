@@ -16,7 +16,7 @@ from langgraph.graph.state import CompiledStateGraph
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from metier_infra.errors import BadInput, BadSpec, UnknownWorkflow
-from metier_infra.messages import stable_id
+from metier_infra.words import stable_id
 
 Graph = StateGraph[Any, Any, Any, Any]
 Compiled = CompiledStateGraph[Any, Any, Any, Any]

@@ -1,0 +1,234 @@
+"""The events that travel: every type, frozen, and the topics that carry them.
+
+Produced and consumed by every role; the reference pages and the AsyncAPI document are made from `EVENTS`. Consumers ignore unknown fields; a
+breaking change is a new type that ends in `.v2`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import JsonValue, StrictBool
+
+from metier_infra.words import (
+    Answer,
+    CallId,
+    Decision,
+    Failure,
+    Name,
+    Remark,
+    RunId,
+    Stamp,
+    Task,
+    ToolCallId,
+    Word,
+)
+
+REQUESTS = "metier.requests"
+RUNS = "metier.runs"
+EVENTS_TOPIC = "metier.events"
+DEAD_LETTERS = "metier.dead-letters"
+TASKS = "metier.agents.{agent}.tasks"
+
+
+def tasks_topic(agent: str) -> str:
+    """The topic that carries the calls to one agent."""
+    return TASKS.format(agent=agent)
+
+
+class Event(Word):
+    """An event's data. `TYPE` is its CloudEvents type, `TOPIC` where it travels; the envelope carries id, source and subject."""
+
+    TYPE: ClassVar[str]
+    TOPIC: ClassVar[str]
+
+
+class RunRequested(Event):
+    """A backend asks for a run of `workflow` (its newest version unless one is named) on `input`."""
+
+    TYPE: ClassVar[str] = "io.metier.run.requested.v1"
+    TOPIC: ClassVar[str] = REQUESTS
+    workflow: Name
+    input: dict[str, JsonValue]
+    version: Name | None = None
+
+
+class RunAccepted(Event):
+    """The run is in the journal; whoever owns its partition runs it. Also sent to wake a run that nobody holds."""
+
+    TYPE: ClassVar[str] = "io.metier.run.accepted.v1"
+    TOPIC: ClassVar[str] = RUNS
+    run_id: RunId
+    workflow: str
+
+
+class CallRequested(Event):
+    """A run asks an agent. `deadline` is seconds since the epoch."""
+
+    TYPE: ClassVar[str] = "io.metier.call.requested.v1"
+    TOPIC: ClassVar[str] = TASKS
+    run_id: RunId
+    call_id: CallId
+    agent: str
+    task: Task
+    deadline: float
+    stamp: Stamp | None = None
+
+
+class CallAnswered(Event):
+    """The one committed result of a call: an answer or a failure, never both."""
+
+    TYPE: ClassVar[str] = "io.metier.call.answered.v1"
+    TOPIC: ClassVar[str] = RUNS
+    run_id: RunId
+    call_id: CallId
+    answer: Answer | None = None
+    failure: Failure | None = None
+    stamp: Stamp | None = None
+
+
+class CallParked(Event):
+    """A call waits for a person and is in nobody's hands; its time stands still."""
+
+    TYPE: ClassVar[str] = "io.metier.call.parked.v1"
+    TOPIC: ClassVar[str] = RUNS
+    run_id: RunId
+    call_id: CallId
+    stamp: Stamp | None = None
+
+
+class ApprovalWanted(Event):
+    """A tool call waits for a person: `why`, and until when (seconds since the epoch). `approval_id` is the tool call's id.
+
+    If it is granted, `tool` is called with exactly these `arguments`. `stamp` is under what the agent acts.
+    """
+
+    TYPE: ClassVar[str] = "io.metier.approval.wanted.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    call_id: CallId
+    approval_id: ToolCallId
+    agent: str
+    tool: str
+    arguments: dict[str, JsonValue]
+    why: str
+    wanted_at: float
+    expires_at: float
+    stamp: Stamp | None = None
+
+
+class ApprovalDecided(Event):
+    """A person, or a program for them, decides about a tool call that waits. The first decision in time counts.
+
+    With `arguments`, the call is granted with these in place of those that were shown; they are judged as the agent's own.
+    """
+
+    TYPE: ClassVar[str] = "io.metier.approval.decided.v1"
+    TOPIC: ClassVar[str] = REQUESTS
+    run_id: Name
+    approval_id: Name
+    granted: StrictBool
+    by: Name
+    note: Remark = ""
+    arguments: dict[str, JsonValue] | None = None
+
+
+class ApprovalSettled(Event):
+    """What became of a tool call that waited: granted or refused, and by whom; `expiry` where nobody answered in time, `withdrawn` where its call ended before."""
+
+    TYPE: ClassVar[str] = "io.metier.approval.settled.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    call_id: CallId
+    approval_id: ToolCallId
+    agent: str
+    tool: str
+    granted: bool
+    by: str
+    note: str = ""
+    arguments: dict[str, JsonValue] | None = None
+    stamp: Stamp | None = None
+
+
+class TextWritten(Event):
+    """A piece of what an agent's model writes, as it comes; not checked yet, and no answer.
+
+    The pieces of one model request have its `step` and `attempt` and are numbered from 0; the last is -1. Those of a later attempt take the place of those before.
+    """
+
+    TYPE: ClassVar[str] = "io.metier.text.written.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    call_id: CallId
+    agent: str
+    step: int
+    attempt: int
+    piece: int
+    text: str
+    stamp: Stamp | None = None
+
+
+class DecisionMade(Event):
+    """A workflow chose whom to ask."""
+
+    TYPE: ClassVar[str] = "io.metier.decision.made.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    decision: Decision
+
+
+class RunStarted(Event):
+    """An orchestrator took the run up for the first time."""
+
+    TYPE: ClassVar[str] = "io.metier.run.started.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    workflow: str
+    version: str
+
+
+class RunSucceeded(Event):
+    """The run's one terminal event, when it went well. `request_id` is the id of the event that asked for it, `agents` are those that were called."""
+
+    TYPE: ClassVar[str] = "io.metier.run.succeeded.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    request_id: str
+    workflow: str
+    result: dict[str, JsonValue]
+    cost_usd: float
+    agents: tuple[Stamp, ...] = ()
+
+
+class RunFailed(Event):
+    """The run's one terminal event, when it did not go well."""
+
+    TYPE: ClassVar[str] = "io.metier.run.failed.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    request_id: str
+    workflow: str
+    failure: Failure
+    cost_usd: float
+    agents: tuple[Stamp, ...] = ()
+
+
+EVENTS: Mapping[str, type[Event]] = {
+    kind.TYPE: kind
+    for kind in (
+        RunRequested,
+        RunAccepted,
+        CallRequested,
+        CallAnswered,
+        CallParked,
+        ApprovalWanted,
+        ApprovalDecided,
+        ApprovalSettled,
+        TextWritten,
+        DecisionMade,
+        RunStarted,
+        RunSucceeded,
+        RunFailed,
+    )
+}

@@ -1,0 +1,134 @@
+"""The words of which events and rows are made: ids, tasks, answers, stamps, decisions. All frozen.
+
+`events` and `rows` are built of them; every package may use them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal, NewType
+
+from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints
+
+RunId = NewType("RunId", str)
+CallId = NewType("CallId", str)
+ToolCallId = NewType("ToolCallId", str)
+
+
+def stable_id(*parts: str | int) -> str:
+    """32 hex characters that depend on the parts alone: the same work has the same id after any crash."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+class Word(BaseModel):
+    """A frozen value that travels or is stored; unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Failure(Word):
+    """Why something ended badly: `code` from the error tree, and a sentence for a person."""
+
+    code: str
+    message: str
+
+
+class Task(Word):
+    """What an agent is asked. `text` is the question; `context` is JSON that the agent may show to its model.
+
+    `category` is what the workflow believes the task to be; records of tools and models are kept by it.
+    """
+
+    text: str
+    category: str = "general"
+    context: dict[str, JsonValue] = {}
+
+
+class Claim(Word):
+    """Something that an answer says, and the exact words of the source (its id) on which it stands."""
+
+    text: str
+    source: str
+    quote: str
+
+
+class Conflict(Word):
+    """What sources contradict each other about: a side is what one of them says."""
+
+    about: str
+    sides: tuple[Claim, ...]
+
+
+class Answer(Word):
+    """What an agent answered: the comparable `text`, how sure it is (0 to 1, or None), and what it took.
+
+    Money is USD; where `cost_known` is false, some price was not known and `cost_usd` is a lower bound. `model_turns` and `tool_calls`
+    are counts; `stopped` says why the loop ended. Of several `explorations`, `agreement` is the share that gave this answer, and `selected_by` says what chose it. An agent that answers from sources says its `claims`, the `conflicts` between sources,
+    and what stays `unresolved`; every quote was found in its source.
+    """
+
+    text: str
+    agent: str
+    model: str
+    policy: str
+    confidence: float | None = None
+    stopped: str = "answered"
+    model_turns: int = 0
+    tool_calls: int = 0
+    cost_usd: float = 0.0
+    cost_known: bool = True
+    explorations: int = 1
+    agreement: float | None = None
+    selected_by: str = ""
+    claims: tuple[Claim, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    unresolved: tuple[str, ...] = ()
+
+
+class Stamp(Word):
+    """Under what an agent acts: its `digest` changes with any change of its behaviour; `safety` is NAME@VERSION of its bundle, or empty.
+
+    `safety_digest` changes with any change of the bundle. It stands on every event that concerns the agent.
+    """
+
+    agent: str
+    digest: str
+    safety: str = ""
+    safety_digest: str = ""
+
+
+class AgentCard(Word):
+    """What a workflow may know of an agent: skills are what it says it is good at, 0 to 1 by category."""
+
+    name: str
+    model: str
+    policy: str
+    skills: dict[str, float] = {}
+    stamp: Stamp | None = None
+
+
+class Candidate(Word):
+    """One agent that a decision weighed: its score (higher is better) and the chance with which it would be chosen (0 to 1)."""
+
+    agent: str
+    score: float
+    propensity: float
+    stamp: Stamp | None = None
+
+
+class Decision(Word):
+    """A routing choice: who could have been asked, who was, why, and by which router version."""
+
+    category: str
+    chosen: tuple[str, ...]
+    topology: Literal["specialist", "panel"]
+    reason: str
+    router: str
+    candidates: tuple[Candidate, ...]
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+"""A name that others chose: short, and without control characters."""
+Remark = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$")]
+"""A few sentences of others."""
