@@ -14,7 +14,7 @@ from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from pydantic import SecretStr
 
-from metier import compose
+from metier import compose, configuration
 from metier_agents.buckets import Draw, MemoryBuckets
 from metier_agents.journal_buckets import JournalBuckets
 from metier_agents.langchain_model import LangChainModel
@@ -229,14 +229,14 @@ def test_recordings_are_asked_for() -> None:
 def test_rate_limits_are_kept_where_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("METIER_REDIS_URL", "METIER_KAFKA_BOOTSTRAP", "METIER_LIMITS_IN"):
         monkeypatch.delenv(name, raising=False)
-    assert isinstance(compose.open_buckets(compose.configure()), MemoryBuckets)
+    assert isinstance(compose.open_buckets(configuration.configure()), MemoryBuckets)
     monkeypatch.setenv("METIER_KAFKA_BOOTSTRAP", "127.0.0.1:9")
     with pytest.raises(MissingService, match="METIER_REDIS_URL"):
-        compose.open_buckets(compose.configure())
+        compose.open_buckets(configuration.configure())
     monkeypatch.setenv("METIER_REDIS_URL", "redis://127.0.0.1:9/0")
-    assert isinstance(compose.open_buckets(compose.configure()), RedisBuckets)
+    assert isinstance(compose.open_buckets(configuration.configure()), RedisBuckets)
     monkeypatch.setenv("METIER_LIMITS_IN", "journal")
-    assert isinstance(compose.open_buckets(compose.configure()), JournalBuckets)
+    assert isinstance(compose.open_buckets(configuration.configure()), JournalBuckets)
 
 
 def test_the_users_file_is_named_by_a_setting_and_read_when_models_are_opened(
@@ -245,6 +245,6 @@ def test_the_users_file_is_named_by_a_setting_and_read_when_models_are_opened(
     path = tmp_path / "models.yaml"
     path.write_text("prices: {}\n")
     monkeypatch.setenv("METIER_MODELS", str(path))
-    config = compose.configure()
+    config = configuration.configure()
     with pytest.raises(BadSpec, match=r"models\.yaml:1: prices\.as_of"):
         compose.open_models(config, [], MemoryBuckets())

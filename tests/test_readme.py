@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metier import client, compose
+from metier import client, configuration
 from metier.roles import embedded
 from metier_infra.events import RunSucceeded
 
@@ -27,7 +27,7 @@ async def test_the_first_block_is_a_workflow_that_runs(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("METIER_WORKFLOWS", "from_the_readme")
 
-    async with embedded(compose.configure(), journal=tmp_path / "journal.db") as system:
+    async with embedded(configuration.configure(), journal=tmp_path / "journal.db") as system:
         end = await client.publish_and_wait(
             system.bus, "second-opinion", {"question": QUESTION}, event_id=None, timeout_s=60
         )

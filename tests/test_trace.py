@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator
 import pytest
 from rich.console import Console
 
-from metier import client, compose, roles
-from metier.compose import System
+from metier import client, compose, compose_tools, configuration, roles
+from metier.configuration import System
 from metier.trace import Rows, TraceNode, gather, render, tree
 from metier_agents.recordings import read_recordings
 from metier_agents.turns import ModelTurn, PassedOver, Usage, dump
@@ -32,13 +32,13 @@ def run_it(request: Request) -> Outcome:
 @pytest.fixture
 async def system() -> AsyncGenerator[System]:
     """Every role in this process, and no container."""
-    async with roles.embedded(compose.configure(), journal=":memory:", lane=compose.scripted_lane(run_it)) as found:
+    async with roles.embedded(
+        configuration.configure(), journal=":memory:", lane=compose_tools.scripted_lane(run_it)
+    ) as found:
         yield found
 
 
-async def rows_of(
-    system: System, question: str, workflow: str = "specialists"
-) -> tuple[RunSucceeded | RunFailed, Rows]:
+async def rows_of(system: System, question: str, workflow: str = "specialists") -> tuple[client.Ended, Rows]:
     end = await client.publish_and_wait(system.bus, workflow, {"question": question}, event_id=None, timeout_s=30)
     run = await system.journal.runs.get(end.run_id)
     assert run is not None

@@ -7,15 +7,16 @@ breaking change is a new type that ends in `.v2`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import JsonValue, StrictBool
+from pydantic import Field, JsonValue, StrictBool
 
 from metier_infra.words import (
     Answer,
     CallId,
     Decision,
     Failure,
+    Limits,
     Name,
     Remark,
     RunId,
@@ -45,13 +46,19 @@ class Event(Word):
 
 
 class RunRequested(Event):
-    """A backend asks for a run of `workflow` (its newest version unless one is named) on `input`."""
+    """A backend asks for a run of `workflow` (its newest version unless one is named) on `input`.
+
+    Runs of a `tenant` share its limits; tenants get their turns alike. Of one tenant's runs those of higher `priority` (0 to 9) go first. `limits` hold for the run.
+    """
 
     TYPE: ClassVar[str] = "io.metier.run.requested.v1"
     TOPIC: ClassVar[str] = REQUESTS
     workflow: Name
     input: dict[str, JsonValue]
     version: Name | None = None
+    tenant: Name = "default"
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    limits: Limits | None = None
 
 
 class RunAccepted(Event):
@@ -178,6 +185,59 @@ class DecisionMade(Event):
     decision: Decision
 
 
+class CancelRequested(Event):
+    """A person or a program gives a run up: what works for it is ended, what has not started never starts. A run that ended stays as it is."""
+
+    TYPE: ClassVar[str] = "io.metier.run.cancel.v1"
+    TOPIC: ClassVar[str] = REQUESTS
+    run_id: Name
+    by: Name
+    note: Remark = ""
+
+
+class RetryRequested(Event):
+    """Run a run that ended once more, from its input on, as a new run: its id follows from this event's (source, id)."""
+
+    TYPE: ClassVar[str] = "io.metier.run.retry.v1"
+    TOPIC: ClassVar[str] = REQUESTS
+    run_id: Name
+    by: Name
+    note: Remark = ""
+
+
+class RedriveRequested(Event):
+    """Go on with a run that failed or was cancelled, as a new run, from its last checkpoint: what was answered is not asked again."""
+
+    TYPE: ClassVar[str] = "io.metier.run.redrive.v1"
+    TOPIC: ClassVar[str] = REQUESTS
+    run_id: Name
+    by: Name
+    note: Remark = ""
+
+
+class Signalled(Event):
+    """Something that a run may wait for has happened: the node that waits for the signal `name` gets `data`; one that will wait finds it."""
+
+    TYPE: ClassVar[str] = "io.metier.run.signal.v1"
+    TOPIC: ClassVar[str] = REQUESTS
+    run_id: Name
+    name: Name
+    data: JsonValue = None
+    by: Name = "unknown"
+
+
+class RequestRejected(Event):
+    """A request that was readable and cannot be done, and why. `request_id` and `request_source` are those of its event."""
+
+    TYPE: ClassVar[str] = "io.metier.request.rejected.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    request_id: str
+    request_source: str
+    request_type: str
+    failure: Failure
+    run_id: str | None = None
+
+
 class RunStarted(Event):
     """An orchestrator took the run up for the first time."""
 
@@ -214,10 +274,29 @@ class RunFailed(Event):
     agents: tuple[Stamp, ...] = ()
 
 
+class RunCancelled(Event):
+    """The run's one terminal event, when it was given up: by whom, and why."""
+
+    TYPE: ClassVar[str] = "io.metier.run.cancelled.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    request_id: str
+    workflow: str
+    by: str
+    note: str = ""
+    cost_usd: float
+    agents: tuple[Stamp, ...] = ()
+
+
 EVENTS: Mapping[str, type[Event]] = {
     kind.TYPE: kind
     for kind in (
         RunRequested,
+        CancelRequested,
+        RetryRequested,
+        RedriveRequested,
+        Signalled,
+        RequestRejected,
         RunAccepted,
         CallRequested,
         CallAnswered,
@@ -230,5 +309,6 @@ EVENTS: Mapping[str, type[Event]] = {
         RunStarted,
         RunSucceeded,
         RunFailed,
+        RunCancelled,
     )
 }

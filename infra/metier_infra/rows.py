@@ -13,17 +13,18 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from metier_infra.database import Row
-from metier_infra.events import RunFailed, RunSucceeded
-from metier_infra.words import Answer, CallId, Failure, RunId, Stamp, Task, ToolCallId, Word
+from metier_infra.events import RunCancelled, RunFailed, RunSucceeded
+from metier_infra.words import Answer, CallId, Failure, Limits, RunId, Stamp, Task, ToolCallId, Word
 
-RunStatus = Literal["accepted", "running", "parked", "succeeded", "failed"]
+RunStatus = Literal["accepted", "running", "parked", "succeeded", "failed", "cancelled"]
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Run(Word):
     """One execution of one workflow version. Times are seconds since the epoch; money is USD.
 
     `agents` are those that it had called when it ended; `announced` tells whether the terminal event reached the bus; `traceparent` is the root of the run's trace. Since `parked_at` it waits for
-    a person and is in no process's memory.
+    a person and is in no process's memory. `parent` is the run whose node started this one, `origin` the run that this one repeats or goes on with.
     """
 
     run_id: RunId
@@ -38,6 +39,14 @@ class Run(Word):
     agents: tuple[Stamp, ...] | None = None
     cost_usd: float = 0.0
     traceparent: str
+    tenant: str = "default"
+    priority: int = 5
+    limits: Limits | None = None
+    parent: RunId | None = None
+    origin: RunId | None = None
+    cancelled_by: str | None = None
+    cancel_note: str | None = None
+    cancelled_at: float | None = None
     epoch: int = 0
     announced: bool = False
     accepted_at: float = 0.0
@@ -48,10 +57,10 @@ class Run(Word):
     @property
     def ended(self) -> bool:
         """Whether the run reached its terminal state."""
-        return self.status in {"succeeded", "failed"}
+        return self.status in ENDED
 
     @property
-    def end(self) -> RunSucceeded | RunFailed:
+    def end(self) -> RunSucceeded | RunFailed | RunCancelled:
         """The terminal event's data of a run that has ended: the same whenever it is told."""
         told: dict[str, Any] = {
             "run_id": self.run_id,
@@ -60,6 +69,8 @@ class Run(Word):
             "cost_usd": self.cost_usd,
             "agents": self.agents or (),
         }
+        if self.status == "cancelled":
+            return RunCancelled(**told, by=self.cancelled_by or "", note=self.cancel_note or "")
         if self.failure:
             return RunFailed(**told, failure=self.failure)
         return RunSucceeded(**told, result=self.result or {})
@@ -219,7 +230,7 @@ def _quantile(weighed: Sequence[tuple[float, float]], share: float) -> float | N
     )
 
 
-_RUN_JSON = ("input", "result", "failure", "agents")
+_RUN_JSON = ("input", "result", "failure", "agents", "limits")
 _CALL_JSON = ("task", "answer", "failure", "stamp")
 _TOOL_JSON = ("arguments", "result")
 _APPROVAL_JSON = ("arguments", "stamp", "changed")

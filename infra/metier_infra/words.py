@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Annotated, Literal, NewType
 
-from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 RunId = NewType("RunId", str)
 CallId = NewType("CallId", str)
@@ -132,3 +132,17 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"
 """A name that others chose: short, and without control characters."""
 Remark = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$")]
 """A few sentences of others."""
+
+
+class Limits(Word):
+    """What a run may take at the most: USD, model tokens (in and out), tool calls, and seconds from its acceptance on (the time that it waits for persons aside).
+
+    None: no limit. `at_limit` says what happens where the next call would go beyond: `stop` ends the run with what it has so far and the reason;
+    `smaller` asks the agent's cheapest fallback in place of its model; `fewer` asks fewer members of a panel. Where these do not help either, the run stops.
+    """
+
+    usd: Annotated[float, Field(ge=0)] | None = None
+    tokens: Annotated[int, Field(ge=0)] | None = None
+    tool_calls: Annotated[int, Field(ge=0)] | None = None
+    time_s: Annotated[float, Field(gt=0)] | None = None
+    at_limit: Literal["stop", "smaller", "fewer"] = "stop"

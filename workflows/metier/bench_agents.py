@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from metier import compose
+from metier import configuration
 from metier.bench_figures import Sense, Target, judge
 from metier.terminal import console
 from metier_infra.bus import Consumption, Handler, Lanes
@@ -75,7 +75,7 @@ def command(
     ] = False,
 ) -> None:
     """Time the agent worker with a scripted model: CPU for each model turn, import, memory over thousands of calls."""
-    compose.configure_logs("error")
+    configuration.configure_logs("error")
     import_s, providers = _imported()
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(_measure(Path(folder), calls, import_s, providers))

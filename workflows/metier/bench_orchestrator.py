@@ -24,8 +24,8 @@ import typer
 from pydantic import SecretStr
 from rich.table import Table
 
-from metier import client, compose
-from metier.compose import Config, System
+from metier import client, compose, compose_tools, configuration
+from metier.configuration import Config, System
 from metier.terminal import console
 from metier_infra.bus import Consumption
 from metier_infra.database import Database, Statement
@@ -58,9 +58,9 @@ def command(
     ] = False,
 ) -> None:
     """Time a run of five calls: idle latency and runs a second, embedded and distributed, beside bare Kafka and Postgres."""
-    compose.use_local_stack()
-    config = compose.configure()
-    compose.configure_logs("error")
+    configuration.use_local_stack()
+    config = configuration.configure()
+    configuration.configure_logs("error")
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(_measure(config, Path(folder), idle, burst))
     if as_json:
@@ -111,7 +111,7 @@ def _missing(config: Config) -> str | None:
 async def _embedded(config: Config, path: Path) -> AsyncGenerator[System]:
     from metier import roles
 
-    async with roles.embedded(config, journal=path, lane=compose.scripted_lane()) as system:
+    async with roles.embedded(config, journal=path, lane=compose_tools.scripted_lane()) as system:
         yield system
 
 

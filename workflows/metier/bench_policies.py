@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from metier import compose
+from metier import compose, compose_tools, configuration
 from metier.terminal import console
 from metier_infra.errors import BadSettings
 
@@ -52,9 +52,9 @@ def command(
     from metier import bench_policies_plot, bench_policies_report
     from metier_agents.recordings import read_recordings
 
-    compose.use_local_stack()
-    config = compose.standalone(compose.configure())
-    compose.configure_logs("error")
+    configuration.use_local_stack()
+    config = configuration.standalone(configuration.configure())
+    configuration.configure_logs("error")
     recordings, began = read_recordings(compose.recordings_path()), time.monotonic()
     plan = make_plan(recordings, seed, _known(models, recordings), queries, warmup)
     report = make_report(plan, asyncio.run(_measure(config, plan, recordings)), time.monotonic() - began)
@@ -84,15 +84,17 @@ def make_plan(recordings: Recordings, seed: int, models: tuple[str, ...], querie
     return Plan(seed, models, LEVELS, before, counted, broken=warmup, mended=min(MENDED, 2 * queries))
 
 
-async def _measure(config: compose.Config, plan: Plan, recordings: Recordings) -> Found:
+async def _measure(config: configuration.Config, plan: Plan, recordings: Recordings) -> Found:
     from metier.bench_policies_stand import Bench
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    lane = await compose.open_inline_lane(config)
+    lane = await compose_tools.open_inline_lane(config)
     try:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task("calls", total=plan.calls)
-            return await Bench(plan, recordings, lane, compose.grant_key(config), lambda: progress.advance(bar)).run()
+            return await Bench(
+                plan, recordings, lane, compose_tools.grant_key(config), lambda: progress.advance(bar)
+            ).run()
     finally:
         await lane.close()
 

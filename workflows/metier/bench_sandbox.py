@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from metier import compose
+from metier import configuration
 from metier.bench_figures import Memory, Report, Spread, rate, report, spread
 from metier.terminal import console
 from metier_infra.errors import EngineGone
@@ -83,9 +83,9 @@ def command(
     ] = False,
 ) -> None:
     """Time a sandboxed call, warm, from the pool and cold, beside docker exec, docker run and a bare subprocess."""
-    compose.use_local_stack()
-    config = compose.configure()
-    compose.configure_logs("error")
+    configuration.use_local_stack()
+    config = configuration.configure()
+    configuration.configure_logs("error")
     with Console(stderr=True).status("starting containers") as status:
         found = measure(config.sandbox, rounds, status.update)
     if as_json:

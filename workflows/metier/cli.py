@@ -29,6 +29,7 @@ from metier import (
     cli_specs,
     cli_tools,
     compose,
+    configuration,
     demo,
 )
 from metier.terminal import console
@@ -98,10 +99,10 @@ def _example(text: str) -> str:
     return f"Example: {text}"
 
 
-def _role(name: str, work: Callable[[compose.Config, asyncio.Event], Awaitable[None]]) -> None:
+def _role(name: str, work: Callable[[configuration.Config, asyncio.Event], Awaitable[None]]) -> None:
     from metier.roles import run_role
 
-    config = compose.configure()
+    config = configuration.configure()
     run_role(config, name, lambda stop: work(config, stop))
 
 
@@ -141,8 +142,8 @@ def dev() -> None:
 @app.command(epilog=_example("metier topics --json"))
 def topics(as_json: Json = False) -> None:
     """Create the topics, with one for each agent. They grow and never shrink."""
-    compose.use_local_stack()
-    changes = compose.topics(compose.configure())
+    configuration.use_local_stack()
+    changes = compose.topics(configuration.configure())
     if as_json:
         typer.echo(json.dumps([{"topic": change.name, "action": change.action} for change in changes]))
         return
@@ -160,8 +161,8 @@ def migrate(
     as_json: Json = False,
 ) -> None:
     """Bring the journal's schema up to date, forward only."""
-    compose.use_local_stack()
-    config = compose.configure()
+    configuration.use_local_stack()
+    config = configuration.configure()
     applied = asyncio.run(_migrate(config, check=check))
     if as_json:
         typer.echo(json.dumps({"applied": applied}))
@@ -169,7 +170,7 @@ def migrate(
         typer.echo("the schema is up to date" if not applied else f"applied: {', '.join(map(str, applied))}")
 
 
-async def _migrate(config: compose.Config, *, check: bool) -> list[int]:
+async def _migrate(config: configuration.Config, *, check: bool) -> list[int]:
     from metier_infra import database
 
     db = await compose.open_database(config, compose.BRIEF, size=1)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from metier import client, compose
+from metier import client, configuration
 from metier.terminal import console
 from metier_agents.record import RecordRow, export
 from metier_infra.errors import BadSettings
@@ -51,9 +51,9 @@ def _read(agent: str | None, half_life: float) -> list[RecordRow]:
         async with client.reading(config) as journal:
             return await export(journal, agent, half_life)
 
-    compose.use_local_stack()
-    config = compose.configure()
-    compose.configure_logs("error")
+    configuration.use_local_stack()
+    config = configuration.configure()
+    configuration.configure_logs("error")
     return asyncio.run(main())
 
 

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from metier import client
 from metier.cli_runs import Json, RunArgument, find_run, json_object, run_command
-from metier.compose import System
+from metier.configuration import System
 from metier.terminal import console, shown
 from metier_infra.errors import BadSettings, MissingApproval
 from metier_infra.events import REQUESTS, ApprovalDecided

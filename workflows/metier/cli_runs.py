@@ -15,11 +15,11 @@ from pydantic import JsonValue
 from rich.table import Column, Table
 from rich.text import Text
 
-from metier import client, compose
-from metier.compose import Config, System
+from metier import client, configuration
+from metier.configuration import Config, System
 from metier.terminal import console, shown
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
-from metier_infra.events import Event, RunFailed
+from metier_infra.events import Event, RunCancelled, RunFailed, RunSucceeded
 from metier_infra.journal import Journal
 from metier_infra.messages import Envelope
 from metier_infra.rows import Run, RunStatus
@@ -40,9 +40,9 @@ def run_command(connect: Callable[[Config], AbstractAsyncContextManager[C]], wor
         async with connect(config) as found:
             return await work(found)
 
-    compose.use_local_stack()
-    config = compose.configure()
-    compose.configure_logs("error")
+    configuration.use_local_stack()
+    config = configuration.configure()
+    configuration.configure_logs("error")
     return asyncio.run(main())
 
 
@@ -90,10 +90,12 @@ def _tell_end(end: client.Ended, *, as_json: bool) -> None:
         typer.echo(end.model_dump_json())
     elif isinstance(end, RunFailed):
         typer.echo(f"run {end.run_id} failed: {end.failure.code}: {end.failure.message}", err=True)
+    elif isinstance(end, RunCancelled):
+        typer.echo(f"run {end.run_id} was cancelled by {shown(end.by)}: {shown(end.note)}", err=True)
     else:
         typer.echo(f"run {end.run_id} succeeded, ${end.cost_usd:.6f}")
         out.print_json(data=end.result)
-    if isinstance(end, RunFailed):
+    if not isinstance(end, RunSucceeded):
         raise typer.Exit(1)
 
 
@@ -109,7 +111,9 @@ def json_object(text: str) -> dict[str, JsonValue]:
 
 
 def list_runs(
-    status: Annotated[str | None, typer.Option(help="accepted, running, parked, succeeded or failed.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="accepted, running, parked, succeeded, failed or cancelled.")
+    ] = None,
     workflow: Annotated[str | None, typer.Option(help="Only runs of this workflow.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: Json = False,

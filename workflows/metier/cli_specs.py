@@ -14,7 +14,7 @@ import typer
 import yaml
 from rich.table import Table
 
-from metier import compose
+from metier import compose, compose_tools, configuration
 from metier.terminal import console
 from metier_infra.errors import BadSpec, MetierError, UnknownAgent
 
@@ -29,7 +29,7 @@ out = console()
 
 def list_agents(as_json: Json = False) -> None:
     """Show every agent: its model, policy, tools, skills, and the digest that changes with its behaviour."""
-    config = compose.configure()
+    config = configuration.configure()
     found = compose.agent_specs(config)
     cards = compose.cards(found, compose.bundles(config, found))
     specs = sorted(found.values(), key=lambda spec: spec.name)
@@ -63,7 +63,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one agent as it is used: every field, defaults and replaced models included."""
-    config = compose.configure()
+    config = configuration.configure()
     specs = compose.agent_specs(config)
     if name not in specs:
         raise UnknownAgent(f"no agent is called {name!r}; there are: {', '.join(sorted(specs))}")
@@ -79,9 +79,9 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check agent files, all of them: fields, names, tools. Exit code 2 when one does not fit."""
-    config = compose.configure()
+    config = configuration.configure()
     files = list(_files(paths or [compose.agents_folder(config)]))
-    found = problems(files, compose.toolbox(config), compose.safety_folder(config))
+    found = problems(files, compose_tools.toolbox(config), compose.safety_folder(config))
     if as_json:
         typer.echo(json.dumps({"checked": [str(path) for path in files], "problems": found}))
     else:

@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from metier import compose, exec_lines, tool_text
+from metier import compose_tools, configuration, exec_lines, tool_text
 from metier.terminal import console, end_by_signals, on_terminal, own_streams
 from metier_infra.errors import BadSpec, MissingService, RetryLater, ServerBroken
 from metier_tools import pins
@@ -31,10 +31,10 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 out = console()
 
 
-def _configured() -> compose.Config:
-    compose.use_local_stack()
-    config = compose.configure()
-    compose.configure_logs("error")
+def _configured() -> configuration.Config:
+    configuration.use_local_stack()
+    config = configuration.configure()
+    configuration.configure_logs("error")
     return config
 
 
@@ -52,8 +52,8 @@ def list_tools(
 ) -> None:
     """Show every tool: its kind, limits, digest, and whether it may be called."""
     config = _configured()
-    secrets = compose.vault(config)
-    rows = [_row(tool, secrets) for tool in compose.served(config)]
+    secrets = compose_tools.vault(config)
+    rows = [_row(tool, secrets) for tool in compose_tools.served(config)]
     rows += _live_rows(config) if live else []
     rows = _named(rows, names or [])
     if as_json:
@@ -114,9 +114,9 @@ class _Told:
     silent: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def _live_rows(config: compose.Config) -> list[dict[str, object]]:
+def _live_rows(config: configuration.Config) -> list[dict[str, object]]:
     """What the servers say now that differs from what was approved, or is new; and those that say nothing."""
-    known = compose.catalogue(config)
+    known = compose_tools.catalogue(config)
     approved = pins.load_pins(config.tools.files) if config.tools.files else {}
     told = _told(config, known, known.servers)
     judged = [(spec, server, pins.judge(spec, approved.get(name))) for name, (spec, server) in told.tools.items()]
@@ -135,13 +135,13 @@ def _silent_row(known: Catalogue, server: str, why: str) -> dict[str, object]:
     return _described(nothing, _profile(known, server), f"live: it could not be asked: {why}") | {"digest": "-"}
 
 
-def _told(config: compose.Config, known: Catalogue, servers: Iterable[str]) -> _Told:
+def _told(config: configuration.Config, known: Catalogue, servers: Iterable[str]) -> _Told:
     """What these servers say. One that cannot be asked is in the way of no other."""
     wanted, told, silent = list(servers), dict[str, tuple[ToolSpec, str]](), dict[str, str]()
     if not wanted:
         return _Told()
-    compose.vault(config)
-    with closing(compose.open_sandbox(config, pool=0)) as sandbox:
+    compose_tools.vault(config)
+    with closing(compose_tools.open_sandbox(config, pool=0)) as sandbox:
         for name in wanted:
             try:
                 told |= {spec.name: (spec, name) for spec in _definitions(config, known, name, sandbox)}
@@ -150,10 +150,10 @@ def _told(config: compose.Config, known: Catalogue, servers: Iterable[str]) -> _
     return _Told(told, silent)
 
 
-def _definitions(config: compose.Config, known: Catalogue, server: str, sandbox: Sandbox) -> list[ToolSpec]:
+def _definitions(config: configuration.Config, known: Catalogue, server: str, sandbox: Sandbox) -> list[ToolSpec]:
     """Its tools as it describes them now, with what its file says of each: no server is asked how risky it is."""
     file = known.servers[server]
-    specs = sandbox.definitions(compose.server_recipe(config, known, server))
+    specs = sandbox.definitions(compose_tools.server_recipe(config, known, server))
     return [spec.model_copy(update={"timeout_s": file.timeout_s, "risk": file.risk_of(spec.name)}) for spec in specs]
 
 
@@ -178,7 +178,7 @@ def approve(
     config = _configured()
     if config.tools.files is None:
         raise BadSpec("METIER_TOOL_FILES is not set: it names the folder of your tool files, where approvals are kept")
-    known = compose.catalogue(config)
+    known = compose_tools.catalogue(config)
     approved = pins.load_pins(config.tools.files)
     found = _candidates(config, known, names or [])
     chosen = _chosen(found, names or [])
@@ -203,7 +203,7 @@ def _with(approved: pins.Pins, taken: Mapping[str, tuple[ToolSpec, str]]) -> pin
     return approved
 
 
-def _candidates(config: compose.Config, known: Catalogue, names: Iterable[str]) -> _Told:
+def _candidates(config: configuration.Config, known: Catalogue, names: Iterable[str]) -> _Told:
     """Every tool as it is now, with the server that it is of, if any."""
     wanted = set(names)
     servers = [name for name in known.servers if not wanted or any(one.split("__")[0] == name for one in wanted)]
@@ -265,7 +265,7 @@ def _tell(
 def selftest(as_json: Json = False) -> None:
     """Prove that the container engine enforces what a sandbox asks of it. Exit code 2 when it does not."""
     config = _configured()
-    with closing(compose.open_sandbox(config, pool=0)) as sandbox:
+    with closing(compose_tools.open_sandbox(config, pool=0)) as sandbox:
         found, image = sandbox.findings(), sandbox.image
     well = all(one.holds for one in found)
     if as_json:
@@ -296,9 +296,9 @@ def execute() -> None:
     config = _configured()
     end_by_signals()
     lines, answers = own_streams()
-    toolbox, threads = compose.served(config), config.sandbox.limit
-    with closing(compose.open_checked_sandbox(config, limit=exec_lines.CONTAINERS, idle_s=3600.0)) as sandbox:
-        execution = compose.execution(config, toolbox, sandbox)
+    toolbox, threads = compose_tools.served(config), config.sandbox.limit
+    with closing(compose_tools.open_checked_sandbox(config, limit=exec_lines.CONTAINERS, idle_s=3600.0)) as sandbox:
+        execution = compose_tools.execution(config, toolbox, sandbox)
         well = _run(exec_lines.Lines(execution, toolbox, sandbox, threads=threads), lines, answers)
     if not well:
         raise typer.Exit(1)

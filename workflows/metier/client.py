@@ -16,7 +16,7 @@ from uuid import uuid4
 from pydantic import JsonValue
 
 from metier import compose
-from metier.compose import Config, System
+from metier.configuration import Config, System
 from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import BuryRecord, MissingService
 from metier_infra.events import (
@@ -26,6 +26,7 @@ from metier_infra.events import (
     ApprovalWanted,
     DecisionMade,
     Event,
+    RunCancelled,
     RunFailed,
     RunRequested,
     RunStarted,
@@ -37,7 +38,7 @@ from metier_infra.service import send
 from metier_infra.words import RunId, stable_id
 
 SOURCE = "/metier/cli"
-Ended = RunSucceeded | RunFailed
+Ended = RunSucceeded | RunFailed | RunCancelled
 Watched = RunStarted | DecisionMade | ApprovalWanted | ApprovalSettled | Ended
 
 

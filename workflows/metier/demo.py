@@ -17,8 +17,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from metier import client, compose
-from metier.compose import Config, System
+from metier import client, compose, configuration
+from metier.configuration import Config, System
 from metier.terminal import console
 from metier_infra import telemetry
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
@@ -51,10 +51,10 @@ def command(
     ] = False,
 ) -> None:
     """Run the shipped workload: real queries, recorded models, real sandboxes; then show what came of it."""
-    if distributed and not compose.use_local_stack():
+    if distributed and not configuration.use_local_stack():
         raise MissingRun("nothing runs here: `make up` starts the services and roles that --distributed uses")
-    config = compose.configure()
-    compose.configure_logs("error")
+    config = configuration.configure()
+    configuration.configure_logs("error")
     telemetry.start("demo", config.role.instance)
     models = _live(live or [])
     if distributed and models:

@@ -35,6 +35,7 @@ WORDS = (
     words.Stamp,
     words.Decision,
     words.Candidate,
+    words.Limits,
 )
 PARTS = (
     spec.AgentSpec,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from metier import compose
-from metier.compose import Config, System
+from metier import compose, compose_tools, configuration
+from metier.configuration import Config, System
 from metier_infra import telemetry
 from metier_infra.bus import MemoryBus
 from metier_infra.errors import MissingService, UnknownAgent
@@ -35,7 +35,7 @@ Work = Callable[[asyncio.Event], Awaitable[None]]
 
 def run_role(config: Config, role: str, work: Work) -> None:
     """Run `work` in this process until SIGTERM, with logs and telemetry; spans are flushed at the end."""
-    compose.configure_logs(config.role.log_level)
+    configuration.configure_logs(config.role.log_level)
     telemetry.start(role, config.role.instance)
 
     async def main() -> None:
@@ -104,7 +104,7 @@ async def agents(config: Config, names: Sequence[str], stop: asyncio.Event) -> N
         stack.push_async_callback(journal.db.close)
         bus = compose.open_bus(config, "agent")
         stack.push_async_callback(bus.close)
-        lane = compose.open_lane(config)
+        lane = compose_tools.open_lane(config)
         stack.push_async_callback(lane.close)
         unready = asyncio.create_task(_unready(stop, ready))
         stack.callback(unready.cancel)
@@ -125,12 +125,12 @@ def _worker(
         bus=system.bus,
         journal=system.journal,
         lane=lane,
-        toolbox=compose.toolbox(config),
+        toolbox=compose_tools.toolbox(config),
         agents=served,
         open_model=lambda spec: opened[spec.name],
         bundles=compose.bundles(config, served),
         estimate=compose.estimates(config),
-        grant_key=compose.grant_key(config),
+        grant_key=compose_tools.grant_key(config),
         instance=config.role.instance,
         concurrency=config.role.concurrency,
         drain_s=config.role.drain_s,
@@ -150,7 +150,7 @@ async def embedded(
     *,
     journal: Path | str | None = None,
     models: Mapping[str, str] | None = None,
-    lane: Callable[[Config], Awaitable[ToolLane]] = compose.open_inline_lane,
+    lane: Callable[[Config], Awaitable[ToolLane]] = compose_tools.open_inline_lane,
 ) -> AsyncGenerator[System]:
     """Every role in this process: in-memory bus, SQLite, tools called from here. The same code as the roles run apart.
 
@@ -163,7 +163,7 @@ async def embedded(
     from metier_infra.database import RetryingDatabase, migrate
     from metier_infra.sqlite_journal import SqliteDatabase
 
-    alone = compose.standalone(config)
+    alone = configuration.standalone(config)
     specs = compose.agent_specs(alone, models)
     opened = compose.open_models(alone, specs.values(), compose.open_buckets(alone))
     stop = asyncio.Event()
@@ -192,7 +192,7 @@ async def dev(config: Config, stop: asyncio.Event) -> None:
     from metier.client import dev_socket
     from metier_infra.socket_bus import serve_bus
 
-    alone = compose.standalone(config)
+    alone = configuration.standalone(config)
     ready = Ready(config.role.ready_file)
     async with embedded(alone) as system, serve_bus(system.bus, dev_socket(alone)):
         log.info("ready", action="ready", socket=str(dev_socket(alone)), journal=str(alone.journal.sqlite_path))
@@ -205,12 +205,12 @@ async def tools(config: Config, stop: asyncio.Event) -> None:
     """The role `metier tools`: Celery in front, containers behind."""
     from metier_tools.serve import serve_tools
 
-    toolbox = compose.toolbox(config)
+    toolbox = compose_tools.toolbox(config)
     await serve_tools(
         config.lane,
         config.sandbox,
         config.role,
         stop,
-        execution=lambda sandbox: compose.execution(config, toolbox, sandbox),
-        kinds=compose.tool_kinds(config),
+        execution=lambda sandbox: compose_tools.execution(config, toolbox, sandbox),
+        kinds=compose_tools.tool_kinds(config),
     )
