@@ -153,6 +153,15 @@ def aimock(aimock_server: str) -> str:
     return aimock_server
 
 
+@pytest.fixture(scope="session")
+def contract_tools() -> tuple[str, Path]:
+    """A Node, and a folder of packages: AsyncAPI's own parser, a validator of JSON Schema, a Kafka client."""
+    program = Path(__file__).parents[1] / "infra/local/contract_tools.py"
+    told = subprocess.run([sys.executable, str(program)], stdout=subprocess.PIPE, text=True, check=True)
+    node, packages = told.stdout.split("\n")[:2]
+    return node, Path(packages)
+
+
 @pytest.fixture
 def spans() -> Iterator[InMemorySpanExporter]:
     """Every span that ends during the test."""

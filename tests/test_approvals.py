@@ -617,7 +617,7 @@ async def test_a_call_that_parked_unheard_of_is_waited_for_beyond_its_deadline(h
     await asyncio.sleep(0.6)
     assert not asking.done()
     answer = Answer(text="42", agent="solver", model="m", policy="p")
-    desk.deliver(CallAnswered(run_id=RunId("r"), call_id=call.call_id, answer=answer))
+    desk.waiting.deliver(CallAnswered(run_id=RunId("r"), call_id=call.call_id, answer=answer))
     assert await asking == answer
 
 
@@ -801,18 +801,20 @@ async def test_a_decision_after_its_time_is_none(journal: Journal) -> None:
     assert await journal.approvals.decide(asked.approval_id, granted=False, by="expiry", late=True)
 
 
-async def test_a_run_is_parked_only_while_all_that_it_waits_for_is_and_only_by_its_owner(journal: Journal) -> None:
+async def test_a_run_is_parked_only_while_nothing_of_what_it_waits_for_has_happened_and_only_by_its_owner(
+    journal: Journal,
+) -> None:
     run = Run(run_id=RunId("r"), source="/s", event_id="e", workflow="w", version=None, status="accepted", input={}, traceparent="")  # fmt: skip
     await journal.runs.accept(run)
     held = await journal.runs.lease(run.run_id, "o")
     assert held is not None
     call = await claimed(journal)
-    assert not await journal.runs.park(run.run_id, held.epoch, [call.call_id])
-    await journal.calls.park(call.call_id, "w")
+    await journal.db.write(Statement("UPDATE calls SET deadline = :now - 1"))
+    assert not await journal.runs.park(run.run_id, held.epoch, {call.call_id: "call"})
+    await journal.calls.park(call.call_id, "w")  # its time stands still
     with pytest.raises(FencedOff):
-        await journal.runs.park(run.run_id, held.epoch + 1, [call.call_id])
-    assert not await journal.runs.park(run.run_id, held.epoch, [call.call_id, CallId("d" * 32)])
-    assert await journal.runs.park(run.run_id, held.epoch, [call.call_id])
+        await journal.runs.park(run.run_id, held.epoch + 1, {call.call_id: "call"})
+    assert await journal.runs.park(run.run_id, held.epoch, {call.call_id: "call"})
     assert await journal.runs.unattended() == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -15,7 +15,7 @@ from langgraph.checkpoint.conformance.capabilities import BASE_CAPABILITIES
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
-from metier_infra.database import Database
+from metier_infra.database import Database, Params, Row, Statement
 from metier_infra.errors import FencedOff
 from metier_infra.journal import Journal
 from metier_infra.rows import Run
@@ -215,3 +215,95 @@ async def test_only_changed_channels_are_stored(database: Database, journal_brie
     await Work().run(JournalSaver(database, run.epoch), at(run), BEGIN)
     rows = await database.read("SELECT count(*) AS n FROM channel_values WHERE channel = 'items'")
     assert int(rows[0]["n"]) == 2
+
+
+class Counted:
+    """A layer round a database: it keeps every write."""
+
+    def __init__(self, inner: Database) -> None:
+        self._inner = inner
+        self.writes: list[Sequence[Statement]] = []
+
+    async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
+        return await self._inner.read(sql, params)
+
+    async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
+        self.writes.append(statements)
+        return await self._inner.write(*statements)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+async def test_a_superstep_of_one_node_is_one_transaction(database: Database, journal_brief: Journal) -> None:
+    run, counted = await held(journal_brief), Counted(database)
+    graph = StateGraph(State)
+    work = Work()
+    graph.add_node("plan", work.plan)
+    graph.add_node("total", work.total)
+    graph.add_edge(START, "plan")
+    graph.add_edge("plan", "total")
+    graph.add_edge("total", END)
+    await graph.compile(checkpointer=JournalSaver(counted, run.epoch)).ainvoke(BEGIN, at(run), durability="sync")
+    rows = await database.read("SELECT count(*) AS n FROM checkpoints")
+    assert len(counted.writes) == int(rows[0]["n"]) == 4
+    assert all(sum(one.must for one in write) == 1 for write in counted.writes)
+    kinds = [{one.sql.split()[2] for one in write if not one.must} for write in counted.writes]
+    assert kinds == [{"channel_values", "checkpoints"}] + [{"channel_writes", "channel_values", "checkpoints"}] * 3
+
+
+async def test_where_the_fence_falls_between_node_and_checkpoint_neither_is_stored(
+    database: Database, journal_brief: Journal
+) -> None:
+    lost = await held(journal_brief)
+    saver = JournalSaver(database, lost.epoch)
+    place = await saver.aput(at(lost), checkpoint(1), META, {"a": "1"})
+    await held(journal_brief, "two")
+    node = saver.aput_writes(place, [("a", 2)], "task")
+    found = await asyncio.gather(node, saver.aput(place, checkpoint(2), META, {"a": "2"}), return_exceptions=True)
+    assert [type(one) for one in found] == [FencedOff, FencedOff]
+    assert await stored(database) == {"checkpoints": 1, "channel_values": 1, "channel_writes": 0}
+
+
+async def test_writes_of_a_node_whose_superstep_goes_on_are_stored_without_its_checkpoint(database: Database) -> None:
+    saver = JournalSaver(database)
+    place = await saver.aput({"configurable": {"thread_id": "r", "checkpoint_ns": ""}}, checkpoint(1), META, {"a": "1"})
+    await saver.aput_writes(place, [("a", n) for n in range(120)], "task")
+    found = await saver.aget_tuple(place)
+    assert found is not None
+    assert found.pending_writes == [("task", "a", n) for n in range(120)]
+
+
+async def test_a_run_can_be_looked_at_and_forked_at_any_of_its_checkpoints(database: Database) -> None:
+    config: RunnableConfig = {"configurable": {"thread_id": "r"}}
+    work = Work()
+    graph = StateGraph(State)
+    graph.add_node("plan", work.plan)
+    graph.add_node("total", work.total)
+    graph.add_edge(START, "plan")
+    graph.add_edge("plan", "total")
+    graph.add_edge("total", END)
+    compiled = graph.compile(checkpointer=JournalSaver(database))
+    await compiled.ainvoke({"items": [], "done": [7], "total": 0}, config)
+    history = [one async for one in compiled.aget_state_history(config)]
+    assert [one.next for one in history] == [(), ("total",), ("plan",), ("__start__",)]
+    assert [one.values.get("total") for one in history] == [7, 0, 0, None]
+    before = history[1].config
+    fork = await compiled.aupdate_state(before, {"done": [5]})
+    assert (await compiled.ainvoke(None, fork))["total"] == 12
+    assert (await compiled.aget_state(history[0].config)).values["total"] == 7
+    assert (await compiled.aget_state(config)).values["total"] == 12
+
+
+async def test_a_graph_within_a_graph_keeps_its_checkpoints_under_its_own_name(database: Database) -> None:
+    inner = StateGraph(State)
+    inner.add_node("plan", Work().plan)
+    inner.add_edge(START, "plan")
+    outer = StateGraph(State)
+    outer.add_node("inner", inner.compile(checkpointer=True))
+    outer.add_edge(START, "inner")
+    config: RunnableConfig = {"configurable": {"thread_id": "r"}}
+    compiled = outer.compile(checkpointer=JournalSaver(database))
+    assert (await compiled.ainvoke(BEGIN, config))["items"] == [1, 2, 3]
+    rows = await database.read("SELECT DISTINCT ns FROM checkpoints ORDER BY ns")
+    assert [str(row["ns"]).split(":")[0] for row in rows] == ["", "inner"]

@@ -25,7 +25,7 @@ def test_three_agents_ship_one_per_policy_each_on_its_own_model() -> None:
     assert {spec.policy.kind for spec in specs.values()} == {"autonomous", "collaborative", "meta_reasoned"}
     assert len({spec.model for spec in specs.values()}) == 3
     assert all(model.startswith("recorded:") for model in (spec.model for spec in specs.values()))
-    assert {name: card.policy for name, card in compose.cards(specs, {}).items()} == {
+    assert {name: card.policy for name, card in compose.cards(configuration.configure(), specs, {}).items()} == {
         n: s.policy.kind for n, s in specs.items()
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sqlite3
 import time
@@ -95,6 +96,31 @@ async def test_a_fence_that_touches_a_row_lets_the_write_through(notes: Database
     await notes.write(fence, note(8))
     await notes.write(Statement(fence.sql + " RETURNING id", fence.params, must=True))
     assert await ids(notes) == [7, 8]
+
+
+async def test_of_writes_at_the_same_time_each_is_whole_and_a_fence_undoes_its_own_alone(notes: Database) -> None:
+    gone = Statement("UPDATE notes SET body = 'mine' WHERE id = 99", must=True)
+    wanted = [notes.write(note(2 * n), *([gone] if n % 7 == 3 else []), note(2 * n + 1)) for n in range(40)]
+    found = await asyncio.gather(*wanted, return_exceptions=True)
+    fenced = [n for n in range(40) if n % 7 == 3]
+    assert [n for n, one in enumerate(found) if isinstance(one, FencedOff)] == fenced
+    assert await ids(notes) == sorted(one for n in range(40) if n not in fenced for one in (2 * n, 2 * n + 1))
+    whole = [one for one in found if not isinstance(one, BaseException)]
+    assert [row["id"] for one in whole for rows in one for row in rows] == await ids(notes)
+
+
+async def test_of_writes_at_the_same_time_one_that_breaks_takes_nobody_with_it(notes: Database) -> None:
+    await notes.write(note(3))
+    found = await asyncio.gather(*[notes.write(note(n)) for n in range(6)], return_exceptions=True)
+    assert [n for n, one in enumerate(found) if isinstance(one, Exception)] == [3]
+    assert await ids(notes) == [*range(6)]
+
+
+@pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
+async def test_writes_at_the_same_time_share_commits(notes: Database) -> None:
+    await asyncio.gather(*[notes.write(note(2 * n), note(2 * n + 1)) for n in range(20)])
+    rows = await notes.read("SELECT count(*) AS n FROM notes GROUP BY CAST(xmin AS text)")
+    assert [row["n"] for row in rows] == [40]
 
 
 async def test_migrations_bring_an_empty_database_up_to_date_once(empty_database: Database) -> None:

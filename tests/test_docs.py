@@ -83,7 +83,7 @@ def test_no_other_page_stands_among_the_generated_ones() -> None:
 
 def test_every_event_has_its_topic_and_every_attribute_its_meaning() -> None:
     constants = {value for name, value in vars(telemetry).items() if name.isupper() and isinstance(value, str)}
-    spans = {telemetry.SCHEMA_URL, telemetry.SANDBOX_LEASE, telemetry.SANDBOX_EXEC, telemetry.EGRESS}
+    spans = {telemetry.SCHEMA_URL, telemetry.ROOT, telemetry.SANDBOX_LEASE, telemetry.SANDBOX_EXEC, telemetry.EGRESS}
 
     assert all(kind.TOPIC for kind in events.EVENTS.values())
     assert constants - spans - {"metier.decision.chosen"} == set(reference.ATTRIBUTES)

@@ -15,11 +15,12 @@ from metier_infra.errors import (
     FailRun,
     FencedOff,
     MetierError,
+    RejectRequest,
     RetryLater,
     UnknownWorkflow,
 )
 
-KINDS = (RetryLater, BuryRecord, FailRun, AskOperator, FencedOff)
+KINDS = (RetryLater, BuryRecord, RejectRequest, FailRun, AskOperator, FencedOff)
 
 
 def tree() -> list[type[MetierError]]:

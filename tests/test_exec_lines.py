@@ -22,7 +22,7 @@ import pytest
 from pydantic import JsonValue
 from structlog.testing import capture_logs
 
-from metier import cli_tools, compose, compose_tools, configuration
+from metier import cli_tools, compose_tools, configuration
 from metier.exec_lines import LONGEST_LINE, Lines, Turns
 from metier.terminal import ENDING
 from metier_infra.blobs import FolderBlobs
@@ -167,7 +167,7 @@ async def test_an_engine_that_does_not_enforce_the_limits_runs_nothing(monkeypat
     monkeypatch.setattr(limits, "host", lax)
     with pytest.raises(MissingService, match="this container engine does not enforce: read-only root"):
         await compose_tools.open_inline_lane(configuration.standalone(configuration.configure()))
-    monkeypatch.setattr(compose, "configure_logs", as_they_are)
+    monkeypatch.setattr(configuration, "configure_logs", as_they_are)
     with pytest.raises(MissingService, match="read-only root"):
         cli_tools.execute()
 

@@ -10,6 +10,7 @@ import pytest
 from metier_infra.bus import MemoryBus
 from metier_infra.database import migrate
 from metier_infra.errors import BusGone
+from metier_infra.events import RunAccepted
 from metier_infra.journal import Journal
 from metier_infra.rows import Run
 from metier_infra.sqlite_journal import SqliteDatabase
@@ -46,7 +47,9 @@ class Replica:
         )  # fmt: skip
         await self.journal.runs.accept(run)
         desk = RunDesk(run.run_id, MemoryBus(), self.journal, {})
-        self.holdings.start(desk, partition, self._work(run.run_id))
+        self.holdings.start(
+            desk, partition, RunAccepted(run_id=run.run_id, workflow="w"), lambda _: self._work(run.run_id)
+        )
         return run.run_id
 
     async def _work(self, run_id: RunId) -> None:

@@ -12,7 +12,19 @@ from metier_infra.database import Database
 from metier_infra.errors import FencedOff
 from metier_infra.journal import Journal
 from metier_infra.rows import Call, Run, ToolCallRow
-from metier_infra.words import Answer, CallId, Candidate, Decision, Failure, RunId, Stamp, Task, ToolCallId, stable_id
+from metier_infra.words import (
+    Answer,
+    CallId,
+    Candidate,
+    Decision,
+    Failure,
+    RunId,
+    Spent,
+    Stamp,
+    Task,
+    ToolCallId,
+    stable_id,
+)
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BAD = Failure(code="call_failed", message="no")
@@ -178,9 +190,9 @@ async def test_a_failed_run_keeps_its_reason(journal: Journal) -> None:
 
 async def test_a_runs_cost_is_the_sum_over_its_calls_and_no_others(journal: Journal) -> None:
     held, other = await leased(journal, "a"), await accepted(journal, "b")
-    await journal.calls.answer(await asked(journal, held.run_id, 1), answer=answer("x"), cost_usd=0.25)
-    await journal.calls.answer(await asked(journal, held.run_id, 2), failure=BAD, cost_usd=0.5)
-    await journal.calls.answer(await asked(journal, other, 3), answer=answer("x"), cost_usd=8.0)
+    await journal.calls.answer(await asked(journal, held.run_id, 1), answer=answer("x"), took=Spent(usd=0.25))
+    await journal.calls.answer(await asked(journal, held.run_id, 2), failure=BAD, took=Spent(usd=0.5))
+    await journal.calls.answer(await asked(journal, other, 3), answer=answer("x"), took=Spent(usd=8.0))
     ended = await journal.runs.finish(held.run_id, held.epoch, result={})
     assert ended.cost_usd == 0.75
 
@@ -193,8 +205,9 @@ async def test_runs_that_need_somebody_are_found(journal: Journal, brief: Journa
     await accepted(journal, "accepted")
     await leased(journal, "held")
     await leased(brief, "holder died")
-    untold, told = await leased(journal, "end not told"), await leased(journal, "end told")
-    for ended in (untold, told):
+    untold, told = await leased(brief, "end not told"), await leased(brief, "end told")
+    telling = await leased(journal, "end being told")
+    for ended in (untold, told, telling):
         await journal.runs.finish(ended.run_id, ended.epoch, result={})
     await journal.runs.announced(told.run_id)
     assert await unattended(journal) == {"accepted", "holder died", "end not told"}
@@ -271,17 +284,21 @@ async def test_claims_are_renewed_and_released(journal: Journal, brief: Journal)
 async def test_of_ten_answers_at_the_same_time_one_wins_and_all_learn_which(journal: Journal) -> None:
     call_id = await asked(journal, await accepted(journal))
     stored = await asyncio.gather(
-        *[journal.calls.answer(call_id, answer=answer(str(n)), cost_usd=float(n)) for n in range(10)]
+        *[journal.calls.answer(call_id, answer=answer(str(n)), took=Spent(usd=float(n))) for n in range(10)]
     )
     winner = stored[0].answer
     assert winner is not None
-    assert all((one.answer, one.cost_usd) == (winner, float(winner.text)) for one in stored)
+    assert all(one.answer == winner for one in stored)
+    counted = await journal.calls.get(call_id)
+    assert counted is not None
+    assert counted.cost_usd == 9.0
 
 
 async def test_a_late_answer_changes_nothing(journal: Journal) -> None:
     call_id = await asked(journal, await accepted(journal))
-    failed = await journal.calls.answer(call_id, failure=BAD, cost_usd=1.0)
-    assert await journal.calls.answer(call_id, answer=answer("late"), cost_usd=9.0) == failed
+    failed = await journal.calls.answer(call_id, failure=BAD, took=Spent(usd=1.0))
+    late = await journal.calls.answer(call_id, answer=answer("late"), took=Spent(usd=9.0))
+    assert late == failed.model_copy(update={"cost_usd": 9.0}), "what it took counts all the same"
     assert await journal.calls.claim(call_id, "late") is None
 
 

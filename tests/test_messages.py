@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from metier_infra.errors import BuryRecord, TooLarge, Undecodable, UnknownEvent
 from metier_infra.events import (
     EVENTS,
+    AgentAnswered,
+    AgentAsked,
     ApprovalDecided,
     ApprovalSettled,
     ApprovalWanted,
@@ -24,22 +26,40 @@ from metier_infra.events import (
     CancelRequested,
     DecisionMade,
     Event,
+    NodeEnded,
+    NodeStarted,
     RedriveRequested,
     RequestRejected,
     RetryRequested,
     RunAccepted,
     RunCancelled,
     RunFailed,
+    RunParked,
     RunRequested,
+    RunResumed,
     RunStarted,
     RunSucceeded,
     Signalled,
     TextWritten,
+    ToolAnswered,
+    ToolCalled,
     tasks_topic,
 )
 from metier_infra.messages import Delivery, Envelope, Record, decode, encode
 from metier_infra.service import dead_letter
-from metier_infra.words import Answer, CallId, Candidate, Decision, Failure, RunId, Task, ToolCallId, stable_id
+from metier_infra.words import (
+    Allowance,
+    Answer,
+    CallId,
+    Candidate,
+    Decision,
+    Failure,
+    RunId,
+    Spent,
+    Task,
+    ToolCallId,
+    stable_id,
+)
 
 RUN, CALL = RunId("a" * 32), CallId("b" * 32)
 FAILURE = Failure(code="call_failed", message="the model refused — “no”")
@@ -56,13 +76,23 @@ TASK = Task(text="6·7 = ?", category="math_word", context={"nested": [1, None, 
 SAMPLES: tuple[Event, ...] = (
     RunRequested(workflow="specialists", input={"question": "6·7 = ?", "n": 1.5, "none": None}, version="v"),
     RunAccepted(run_id=RUN, workflow="w"),
-    CallRequested(run_id=RUN, call_id=CALL, agent="coder", task=TASK, deadline=1e9),
+    CallRequested(
+        run_id=RUN, call_id=CALL, agent="coder", task=TASK, deadline=1e9, allowance=Allowance(usd=1.0, cut=("usd",))
+    ),
     CallAnswered(run_id=RUN, call_id=CALL, answer=ANSWER),
     CallAnswered(run_id=RUN, call_id=CALL, failure=FAILURE),
     DecisionMade(run_id=RUN, decision=DECISION),
     RunStarted(run_id=RUN, workflow="w", version="v"),
     RunSucceeded(run_id=RUN, request_id="e", workflow="w", result={"answer": "42"}, cost_usd=0.25),
-    RunFailed(run_id=RUN, request_id="e", workflow="w", failure=FAILURE, cost_usd=0.25),
+    RunFailed(
+        run_id=RUN,
+        request_id="e",
+        workflow="w",
+        failure=FAILURE,
+        partial={"x": 1},
+        cost_usd=0.25,
+        spent=Spent(usd=0.25, tokens=9, tool_calls=1, time_s=2.5),
+    ),
     RunCancelled(run_id=RUN, request_id="e", workflow="w", by="ann", note="too dear", cost_usd=0.25),
     CancelRequested(run_id=RUN, by="ann", note="too dear"),
     RetryRequested(run_id=RUN, by="ann"),
@@ -70,6 +100,16 @@ SAMPLES: tuple[Event, ...] = (
     Signalled(run_id=RUN, name="paid", data={"amount": 1}, by="shop"),
     RequestRejected(request_id="e", request_source="/s", request_type="t", failure=FAILURE),
     CallParked(run_id=RUN, call_id=CALL),
+    NodeStarted(run_id=RUN, task="t", node="solve"),
+    NodeEnded(run_id=RUN, task="t", node="solve", ok=True),
+    AgentAsked(run_id=RUN, call_id=CALL, agent="coder", node="solve"),
+    AgentAnswered(run_id=RUN, call_id=CALL, agent="coder", ok=False, reason="call_failed", cost_usd=0.25),
+    ToolCalled(run_id=RUN, call_id=CALL, tool_call_id=ToolCallId("t"), agent="coder", tool="python"),
+    ToolAnswered(
+        run_id=RUN, call_id=CALL, tool_call_id=ToolCallId("t"), agent="coder", tool="python", ok=True, status="ok"
+    ),
+    RunParked(run_id=RUN, segment=1, calls=(CALL,)),
+    RunResumed(run_id=RUN, segment=2),
     TextWritten(run_id=RUN, call_id=CALL, agent="coder", step=1, attempt=1, piece=-1, text="“42”"),
     ApprovalWanted(
         run_id=RUN,
@@ -134,6 +174,7 @@ def test_a_plain_consumer_can_read_what_we_write() -> None:
         "workflow": "w",
         "result": {"answer": "42"},
         "cost_usd": 0.25,
+        "spent": {"usd": 0.0, "tokens": 0, "tool_calls": 0, "time_s": 0.0},
         "agents": [],
     }
     assert record.key == "ключ".encode()
@@ -260,4 +301,4 @@ def test_a_workflows_name_is_short_and_printable(workflow: str) -> None:
 
 def test_an_event_that_is_too_large_is_not_sent() -> None:
     with pytest.raises(TooLarge, match="an event carries"):
-        encode("t", Envelope(RunRequested(workflow="w", input={"x": "y" * (7 << 20)}), "1", "/s", "k"))
+        encode("t", Envelope(RunRequested(workflow="w", input={"x": "y" * (49 << 20)}), "1", "/s", "k"))

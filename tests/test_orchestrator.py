@@ -45,7 +45,7 @@ from metier_infra.postgres_journal import PostgresDatabase
 from metier_infra.service import Ready, send, serve
 from metier_infra.settings import KafkaSettings
 from metier_infra.sqlite_journal import SqliteDatabase
-from metier_infra.words import AgentCard, Answer, CallId, Failure, RunId, Task, stable_id
+from metier_infra.words import AgentCard, Answer, CallId, Failure, RunId, Spent, Task, stable_id
 from metier_workflows.node import Place, agent, agents, decide
 from metier_workflows.orchestrator import Orchestrator
 from metier_workflows.routing import choose
@@ -135,7 +135,7 @@ async def misspelt(state: State) -> dict[str, Any]:
 
 
 async def big(state: State) -> dict[str, Any]:
-    return {"said": ["x" * (5 << 20)]}
+    return {"said": ["x" * (33 << 20)]}
 
 
 async def cross(state: State) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class Helper:
                 await let.wait()
         failure = Failure(code="model_failed", message="no") if "fail" in asked.task.text else None
         answer = None if failure else Answer(text=f"re: {asked.task.text}", agent="helper", model="m", policy="p")
-        stored = await self.journal.calls.answer(asked.call_id, answer=answer, failure=failure, cost_usd=0.25)
+        stored = await self.journal.calls.answer(asked.call_id, answer=answer, failure=failure, took=Spent(usd=0.25))
         said = CallAnswered(run_id=asked.run_id, call_id=asked.call_id, answer=stored.answer, failure=stored.failure)
         await send(self.bus, RUNS, Envelope(said, f"{asked.call_id}/answered", "/test", asked.run_id))
 
@@ -350,11 +350,22 @@ async def test_a_request_becomes_a_run_that_asks_and_ends_with_its_result_and_co
     await house.replica()
     run_id = await house.request("chain")
     found = (await house.ended(run_id))[run_id]
+    assert found.spent.time_s > 0
     assert found == RunSucceeded(
-        run_id=run_id, request_id="e", workflow="chain", result={"said": ["re: e one", "re: e two"]}, cost_usd=0.5
+        run_id=run_id,
+        request_id="e",
+        workflow="chain",
+        result={"said": ["re: e one", "re: e two"]},
+        cost_usd=0.5,
+        spent=Spent(usd=0.5, time_s=found.spent.time_s),
     )
     events = await house.all_of(EVENTS_TOPIC)
-    assert [type(one.data).__name__ for one in events] == ["RunStarted", "DecisionMade", "RunSucceeded"]
+    assert [type(one.data).__name__ for one in events] == [
+        "RunStarted",
+        *("NodeStarted", "DecisionMade", "AgentAsked", "AgentAnswered", "NodeEnded"),
+        *("NodeStarted", "AgentAsked", "AgentAnswered", "NodeEnded"),
+        "RunSucceeded",
+    ]
     assert {one.key for one in events} == {run_id}
     assert (events[-1].id, events[-1].subject) == (f"{run_id}/ended", "e")
     assert {telemetry.trace_id(str(one.traceparent)) for one in events} == {telemetry.trace_id(TRACE)}
@@ -620,10 +631,10 @@ async def test_a_second_answer_to_a_call_is_dropped(house: House) -> None:
     ((call_id, _),) = await house.calls()
     said = [Answer(text=text, agent="helper", model="m", policy="p") for text in ("first", "second")]
     for answer in said:
-        desk.deliver(CallAnswered(run_id=desk.run_id, call_id=call_id, answer=answer))
+        desk.waiting.deliver(CallAnswered(run_id=desk.run_id, call_id=call_id, answer=answer))
     async with asyncio.timeout(HUNG):
         assert await asking == said[0]
-    desk.deliver(CallAnswered(run_id=desk.run_id, call_id=call_id, answer=said[1]))
+    desk.waiting.deliver(CallAnswered(run_id=desk.run_id, call_id=call_id, answer=said[1]))
 
 
 async def test_a_node_that_is_tried_again_asks_under_the_same_id(house: House) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
 from metier.examples import specialists as example
 from metier.examples.specialists import Category, classify, comparable, plan, specialists
 from metier_infra.errors import BadInput, CallFailed
-from metier_infra.words import AgentCard, Answer, Decision, Task
+from metier_infra.words import AgentCard, Answer, Decision, Limits, Task
 from metier_workflows import node
 from metier_workflows.node import Place
 
@@ -105,6 +106,17 @@ class ScriptedDesk:
         if agent not in self._answers:
             raise CallFailed(f"the agent {agent!r} failed", reason="model_failed")
         return Answer(text=self._answers[agent], agent=agent, model="m", policy="p")
+
+    async def sleep(self, place: Place, *, after_s: float | None = None, until: float | None = None) -> None:
+        raise AssertionError("nobody sleeps here")
+
+    async def signal(self, place: Place, name: str, timeout_s: float | None) -> JsonValue:
+        raise AssertionError("nobody waits for a signal here")
+
+    async def subrun(
+        self, place: Place, workflow: str, value: Mapping[str, JsonValue], limits: Limits | None
+    ) -> dict[str, JsonValue]:
+        raise AssertionError("nobody starts a run here")
 
     async def decide(self, place: Place, decision: Decision) -> Decision:
         self.decisions.append(decision)

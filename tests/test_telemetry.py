@@ -14,7 +14,7 @@ from metier_infra.bus import Consumption, MemoryBus
 from metier_infra.errors import CallFailed
 from metier_infra.events import RUNS, Event, RunAccepted
 from metier_infra.messages import Delivery, Envelope, decode
-from metier_infra.service import processing, send
+from metier_infra.service import processing, send, serve
 from metier_infra.words import RunId
 
 FOREIGN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -81,10 +81,31 @@ async def test_the_hop_is_described_by_the_messaging_conventions(spans: InMemory
         "messaging.operation.type": "send",
         "messaging.destination.name": RUNS,
         "messaging.kafka.message.key": "the key",
+        "messaging.message.conversation_id": "the run",
     }
     attributes = dict(found[f"process {RUNS}"].attributes or {})
     assert attributes["messaging.operation.type"] == "process"
     assert attributes["messaging.kafka.offset"] == 0
+    assert attributes["messaging.kafka.message.key"] == "the key"
+    assert attributes["messaging.message.conversation_id"] == "the run"
+
+
+async def test_a_span_of_a_group_names_it(spans: InMemorySpanExporter) -> None:
+    bus, stop = MemoryBus(), asyncio.Event()
+    await sent(bus)
+
+    async def handle(envelope: Envelope[RunAccepted], delivery: Delivery) -> None:
+        with processing(envelope, delivery):
+            stop.set()
+
+    await serve(bus, Consumption([RUNS], "the group"), {RunAccepted: handle}, stop)
+    assert dict(ended(spans)[f"process {RUNS}"].attributes or {})["messaging.consumer.group.name"] == "the group"
+
+
+def test_a_root_begins_a_trace_of_its_own_within_another_span(spans: InMemorySpanExporter) -> None:
+    with telemetry.span("outer") as outer, telemetry.span("fresh", parent=telemetry.ROOT) as fresh:
+        assert telemetry.trace_id(fresh.traceparent) != telemetry.trace_id(outer.traceparent)
+    assert ended(spans)["fresh"].parent is None
 
 
 async def test_a_runs_segment_hangs_under_the_root_of_its_run_and_is_linked_to_what_woke_it(
@@ -167,3 +188,35 @@ def test_spans_without_an_exporter_cost_no_configuration() -> None:
     with telemetry.span("work") as span:
         assert span.traceparent.startswith("00-")
     telemetry.stop()
+
+
+def test_where_nothing_is_exported_a_hop_carries_on_the_context_that_it_came_with() -> None:
+    telemetry.stop()
+    with telemetry.span("hop", "consumer", parent=FOREIGN, links=[FOREIGN], attributes={"a": 1}) as span:
+        assert span.traceparent == telemetry.current() == FOREIGN
+        with telemetry.span("within") as inner:
+            inner.set({"b": 2})
+            inner.event("something", {})
+            inner.fail("broken")
+            assert inner.traceparent == FOREIGN
+    assert telemetry.current() is None
+
+
+def test_where_nothing_is_exported_a_trace_that_begins_here_has_an_id_of_its_own() -> None:
+    telemetry.stop()
+    with telemetry.span("one") as one, telemetry.span("within"):
+        assert telemetry.current() == one.traceparent
+    with telemetry.span("two") as two:
+        pass
+    assert telemetry.trace_id(one.traceparent) != telemetry.trace_id(two.traceparent)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["", "garbage", f"00-{'0' * 32}-{'1' * 16}-01", f"00-{'1' * 32}-{'0' * 16}-01", FOREIGN + "-more", FOREIGN.upper()],
+)
+def test_where_nothing_is_exported_a_context_that_is_none_is_not_carried_on(hostile: str) -> None:
+    telemetry.stop()
+    with telemetry.span("hop", parent=hostile) as span:
+        assert span.traceparent != hostile
+        assert len(span.traceparent) == len(FOREIGN)

@@ -16,6 +16,7 @@ from metier_infra.bus import MemoryBus
 from metier_infra.errors import BusGone, ModelBusy
 from metier_infra.events import EVENTS_TOPIC, TextWritten
 from metier_infra.messages import Delivery, Record, decode
+from metier_infra.outgoing import Outgoing
 from metier_infra.rows import Call
 from metier_infra.words import CallId, RunId, Stamp, Task
 
@@ -28,20 +29,20 @@ class Kept(MemoryBus):
 
     def __init__(self) -> None:
         super().__init__()
-        self.records: list[Record] = []
+        self.taken: list[Record] = []
         self.away = False
         self.heard = asyncio.Event()
 
     async def publish(self, *records: Record) -> None:
         if self.away:
             raise BusGone("no broker")
-        self.records += records
+        self.taken += records
         self.heard.set()
         await super().publish(*records)
 
     @property
     def told(self) -> list[TextWritten]:
-        found = [decode(Delivery(one.topic, 0, 0, one.key, one.value, one.headers)).data for one in self.records]
+        found = [decode(Delivery(one.topic, 0, 0, one.key, one.value, one.headers)).data for one in self.taken]
         return [one for one in found if isinstance(one, TextWritten)]
 
 
@@ -53,20 +54,23 @@ async def bus() -> AsyncIterator[Kept]:
 
 
 async def test_the_pieces_of_a_request_come_in_order_and_the_last_is_marked(bus: Kept) -> None:
-    async with telling.Teller(bus, CALL, STAMP).telling(3) as say:
+    outgoing = Outgoing(bus)
+    async with telling.Teller(outgoing, CALL, STAMP).telling(3) as say:
         say("Once ")
         say("upon ")
         await bus.heard.wait()
         say("a time")
+    await outgoing.drain()
     assert "".join(one.text for one in bus.told) == "Once upon a time"
     assert [one.piece for one in bus.told] == [0, -1]
     assert {(one.step, one.attempt, one.stamp) for one in bus.told} == {(3, 1, STAMP)}
-    assert {record.topic for record in bus.records} == {EVENTS_TOPIC}
-    assert {record.key for record in bus.records} == {b"r"}
+    assert {record.topic for record in bus.taken} == {EVENTS_TOPIC}
+    assert {record.key for record in bus.taken} == {b"r"}
 
 
 async def test_a_request_that_is_made_again_tells_under_a_higher_attempt_and_other_ids(bus: Kept) -> None:
-    teller = telling.Teller(bus, CALL, STAMP)
+    outgoing = Outgoing(bus)
+    teller = telling.Teller(outgoing, CALL, STAMP)
     with suppress(ModelBusy):
         async with teller.telling(0) as say:
             say("half an ans")
@@ -74,19 +78,24 @@ async def test_a_request_that_is_made_again_tells_under_a_higher_attempt_and_oth
             raise ModelBusy("cut")
     async with teller.telling(0) as say:
         say("a whole answer")
+    await outgoing.drain()
     assert [(one.attempt, one.piece, one.text) for one in bus.told] == [
         (1, 0, "half an ans"),
         (2, -1, "a whole answer"),
     ]
-    ids = [dict(record.headers)["ce_id"] for record in bus.records]
+    ids = [dict(record.headers)["ce_id"] for record in bus.taken]
     assert len(set(ids)) == len(ids)
 
 
 async def test_a_broker_that_is_away_costs_pieces_and_not_the_answer(bus: Kept) -> None:
     bus.away = True
-    async with telling.Teller(bus, CALL, STAMP).telling(0) as say:
+    outgoing = Outgoing(bus)
+    async with telling.Teller(outgoing, CALL, STAMP).telling(0) as say:
         say("nobody hears this")
-    assert bus.records == []
+    await outgoing.drain(0)
+    bus.away = False
+    await outgoing.drain()
+    assert bus.taken == []
 
 
 async def test_a_scripted_model_writes_its_text_where_somebody_listens() -> None:

@@ -15,7 +15,8 @@ from metier.trace import Rows, TraceNode, gather, render, tree
 from metier_agents.recordings import read_recordings
 from metier_agents.turns import ModelTurn, PassedOver, Usage, dump
 from metier_infra.events import RunFailed, RunSucceeded
-from metier_infra.rows import Step
+from metier_infra.rows import Step, Wait
+from metier_infra.segments import Segment
 from metier_tools.sandbox import Outcome, Request
 
 QUERIES = read_recordings(compose.recordings_path()).queries
@@ -158,3 +159,47 @@ async def test_what_was_counted_and_who_was_passed_over_stands_with_the_turn(sys
         "model",
     )
     assert "1200 tokens in (900 from the cache), 80 out; passed over a: circuit_open; declined" in model.note
+
+
+async def test_parks_waits_and_sub_runs_stand_in_the_order_of_time_and_the_end_says_who_gave_it_up(
+    system: System,
+) -> None:
+    # Given a run that was parked, woken in a new trace, waited for a signal and a sub-run, and was cancelled
+    _, rows = await rows_of(system, WORD.text)
+    zero = rows.run.accepted_at
+    run = rows.run.model_copy(
+        update={"status": "cancelled", "cancelled_by": "ann", "cancel_note": "too dear", "origin": "o" * 32}
+    )
+    other = f"00-{'2' * 32}-{'3' * 16}-03"
+    segments = (
+        Segment(epoch=1, parked_at=zero + 1),
+        Segment(epoch=2, woken_by="io.metier.run.accepted.v1", traceparent=other, began_at=zero + 9),
+    )
+    waits = (
+        Wait(wait_id="w", run_id=run.run_id, slot=("t", "w", 1), name="paid", asked_at=zero + 2, ended_at=zero + 3, signal_id="s"),
+    )  # fmt: skip
+    child = run.model_copy(update={"run_id": "c" * 32, "workflow": "inner", "accepted_at": zero + 4, "tokens": 7})
+    # When its tree is built
+    node = tree(dataclasses.replace(rows, run=run, segments=segments, waits=waits, children=(child,)))
+    # Then each stands where it belongs
+    inner = next(one for one in node.children if one.kind == "workflow")
+    assert [(one.kind, one.name) for one in inner.children if one.kind in {"segment", "wait", "run"}] == [
+        ("segment", "segment 1 parked"),
+        ("segment", "segment 2"),
+        ("wait", "signal paid"),
+        ("run", "inner"),
+    ]
+    (sub,) = below(node, "workflow", "run")
+    assert (sub.tokens, sub.at_ms) == (7, pytest.approx(4000))
+    assert f"a new trace, {'2' * 32}" in below(node, "workflow", "segment")[1].note
+    assert (below(node, "event")[0].name, below(node, "event")[0].note) == ("run.cancelled", "by ann: too dear")
+    assert f"then {'2' * 32}, after run {'o' * 32}" in node.note
+
+
+async def test_a_call_names_the_node_that_asked_and_tokens_add_up(system: System) -> None:
+    _, rows = await rows_of(system, WORD.text)
+    calls = [call.model_copy(update={"tokens": 30}) for call in rows.calls]
+    node = tree(dataclasses.replace(rows, calls=calls))
+    shown = below(node, "workflow", "call")
+    assert {one.tokens for one in shown} == {30}
+    assert all(" by " in one.note for one in shown)

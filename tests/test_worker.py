@@ -176,6 +176,7 @@ async def test_a_call_is_answered_once_and_told_to_the_run(house: House) -> None
     assert (stored.answer, stored.cost_usd, stored.attempt) == (event.data.answer, 0.01, 1)
 
 
+@pytest.mark.usefixtures("spans")
 async def test_one_trace_goes_from_the_ask_through_the_tool_to_the_answer(house: House) -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
     until = time.time() + 30
@@ -527,3 +528,19 @@ async def test_an_agent_that_does_not_stream_tells_nothing(house: House) -> None
     async with working(house.worker(model)):
         await house.answers(1)
     assert model.asked[0].options.on_text is None
+
+
+async def test_an_answer_is_too_large_by_what_it_takes_in_an_event_and_not_by_its_characters(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metier_agents.worker.LARGEST", 1500)
+    long, short = (ModelTurn(text=f"ANSWER: {'界' * count}\nCONFIDENCE: 0.9") for count in (250, 100))
+    await house.ask(1)
+    async with working(house.worker(ScriptedModel([long]))):
+        (told,) = await house.answers(1)
+    await house.ask(2)
+    async with working(house.worker(ScriptedModel([short]))):
+        *_, other = await house.answers(2)
+    assert told.data.failure is not None
+    assert told.data.failure.code == "too_large"
+    assert other.data.answer is not None

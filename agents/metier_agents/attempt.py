@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 from metier_agents.hands import Hands
 from metier_agents.model import Model
-from metier_agents.purse import Need, Purse
+from metier_agents.purse import Need, Purse, bounded
 from metier_agents.spec import AgentSpec
 from metier_agents.telling import Teller
-from metier_agents.turns import History
+from metier_agents.turns import History, load
 from metier_infra.journal import Journal
 from metier_infra.rows import Call
 from metier_infra.words import Stamp
@@ -43,4 +43,9 @@ class Attempt:
     purse: Purse = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "purse", Purse(self.spec.limits))
+        object.__setattr__(self, "purse", Purse(bounded(self.spec.limits, self.call.allowance)))
+
+    async def recall(self) -> None:
+        """Fill the purse of a call that is not worked on any more with what earlier attempts spent."""
+        for step in await self.journal.steps.of_call(self.call.call_id) if self.call.attempt > 1 else ():
+            self.purse.replay(load(step.body))

@@ -98,9 +98,10 @@ class Requests:
                 asked.aside.__exit__(None, None, None)
 
     def close(self) -> None:
-        """The run has ended, and so has what it asked."""
-        for request in [*self._open]:
+        """The run has ended, and so has what it asked; that may be billed all the same."""
+        for request, asked in [*self._open.items()]:
             self.fail(request)
+            self.attempt.purse.lose(asked.need)
 
     def turn_of(self, message: AIMessage) -> ModelTurn:
         """The turn that stands in the graph's messages: as it was heard, or where no model was heard to say it, the message alone."""
@@ -121,7 +122,7 @@ class Requests:
         """The reply as a turn that is paid for."""
         turn = read_reply(reply, self.name, len(self.trail.history) + len(self._ended))
         usage, again, self.trail.resumed = turn.usage, self.trail.resumed, False
-        if usage is None and need.tokens and self.attempt.spec.limits.tokens is not None:
+        if usage is None and need.tokens:
             usage = Usage(input_tokens=need.tokens, output_tokens=0, estimated=True)
         stamp = {
             "usage": usage,

@@ -11,13 +11,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metier_agents import measuring
 from metier_agents.patience import until
 from metier_agents.permission import Arguments, Parked, Permission, refused
 from metier_agents.safety import Bundle, demand
+from metier_agents.telling import tool_answered, tool_called
 from metier_agents.turns import ModelTurn, ToolTurn, ToolUse
-from metier_infra import telemetry
+from metier_infra import metrics, telemetry
 from metier_infra.errors import DeadlineMissed, LaneGone, ToolGone
+from metier_infra.events import Event
+from metier_infra.failpoints import failpoint
 from metier_infra.journal import Journal
+from metier_infra.messages import Envelope
+from metier_infra.outgoing import Outgoing
 from metier_infra.rows import Call, ToolCallRow
 from metier_infra.words import Stamp, ToolCallId, stable_id
 from metier_tools import grant
@@ -32,7 +38,7 @@ LONGEST_REMARK = 2_000
 
 @dataclass(frozen=True)
 class Hands:
-    """What tool calls need. `key` signs their grants; `bundle` is the agent's, which judges them, and `stamp` under what it acts."""
+    """What tool calls need. `key` signs their grants; `bundle` is the agent's, which judges them, `stamp` under what it acts, and `outgoing` carries what is told of them."""
 
     journal: Journal
     lane: ToolLane
@@ -40,6 +46,7 @@ class Hands:
     key: bytes
     bundle: Bundle | None = None
     stamp: Stamp | None = None
+    outgoing: Outgoing | None = None
 
     async def act(self, call: Call, turn: ModelTurn, step: int, *, left: int, deadline: float) -> list[ToolTurn]:
         """What came of each use of `turn`, which is step number `step` of `call`; all at once, at most `left` of them for real.
@@ -76,20 +83,39 @@ class Hands:
             row = await self.journal.tools.request(_row(call, use, found, tool_call_id))
             if row.result is None and digest_of(row.arguments) != digest_of(found):
                 return _unmade(use, refused(_RULES_CHANGED))
-        if row.result is None:
+        self._tell(tool_called(row))
+        if row.result is not None:
+            metrics.add(metrics.DUPLICATES, 1, {metrics.REASON: "tool_call"})
+        else:
             row = await self._call(row, fits.spec, deadline)
+        self._tell(tool_answered(row))
         made = _made(use, row)
         if made.result.gone:
             raise ToolGone(f"the tool {use.tool} of the agent {call.agent} is gone: {made.result.stderr}")
         return made
 
+    def _tell(self, event: Envelope[Event]) -> None:
+        if self.outgoing is not None:
+            self.outgoing.tell(event)
+
+    async def drain(self, limit_s: float) -> None:
+        """Wait until what was told is out, at most so many seconds."""
+        if self.outgoing is not None:
+            await self.outgoing.drain(limit_s)
+
     async def _call(self, row: ToolCallRow, spec: ToolSpec, deadline: float) -> ToolCallRow:
         """Carry the call out and record its result; the first recorded result counts."""
-        with telemetry.span(telemetry.execute_tool(row.tool), attributes=_attributes(row, spec, self.stamp)) as span:
+        failpoint("tool.requested")
+        with (
+            telemetry.span(telemetry.execute_tool(row.tool), attributes=_attributes(row, spec, self.stamp)) as span,
+            measuring.tool(row.tool) as measured,
+        ):
             result = await until(deadline, f"the call of {row.tool}", lambda: self._send(row, spec, deadline, span))
+            failpoint("tool.returned")
             span.set({telemetry.SANDBOX_STATUS: result.status, telemetry.SANDBOX_EXIT_CODE: result.exit_code})
             if not result.ok:
                 span.fail(result.status)
+                measured.failed = result.status
             return await self.journal.tools.finish(
                 row.tool_call_id, result.model_dump(mode="json"), ok=result.ok, wall_ms=result.wall_ms
             )

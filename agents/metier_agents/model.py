@@ -5,13 +5,14 @@ The loop asks models through `Model`; `models` opens them. `recorded_model` and 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Annotated, Any, NotRequired, Protocol, TypedDict
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from metier_agents.policy import ToolChoice
 from metier_agents.spec import Effort
@@ -89,12 +90,18 @@ class Asked:
 class ScriptedModel:
     """Says what it is told to say: the n-th turn of a call gets the n-th entry, so a call that resumes after a crash goes on in the script.
 
-    `errors` are raised first, one a request. `asked` holds every request that was made.
+    `errors` are raised first, one a request. `asked` holds every request that was made. Each request takes `takes_s` seconds.
     """
 
     def __init__(
-        self, turns: Sequence[ModelTurn], *, name: str = "scripted", errors: Sequence[MetierError] = ()
+        self,
+        turns: Sequence[ModelTurn],
+        *,
+        name: str = "scripted",
+        errors: Sequence[MetierError] = (),
+        takes_s: float = 0.0,
     ) -> None:
+        self._takes_s = takes_s
         self.name = name
         self.asked: list[Asked] = []
         self._turns = tuple(turns)
@@ -117,16 +124,25 @@ class ScriptedModel:
         n = len(of_kind(messages, ModelTurn))
         if n >= len(self._turns):
             raise ModelFailed(f"the script of {self.name} has {len(self._turns)} turns and was asked for one more")
+        if self._takes_s:
+            await asyncio.sleep(self._takes_s)
         turn = self._turns[n].model_copy(update={"model": self.name})
         if options.on_text is not None and turn.text:
             options.on_text(turn.text)
         return turn
 
 
+class _Line(ModelTurn):
+    takes_s: Annotated[float, Field(ge=0, le=60)] = 0.0
+
+
 def read_script(path: Path) -> ScriptedModel:
-    """A scripted model from a YAML list of turns (`text`, `uses`, `cost_usd`). Raises `BadSpec`."""
+    """A scripted model from a YAML list of turns (`text`, `uses`, `cost_usd`); the longest `takes_s` among them is what each request takes. Raises `BadSpec`."""
     try:
-        turns = TypeAdapter(list[ModelTurn]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+        turns = TypeAdapter(list[_Line]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise BadSpec(f"{path}: not a script of model turns: {' '.join(str(error).split())[:200]}") from error
-    return ScriptedModel(turns, name=f"scripted:{path.name}")
+    plain = [ModelTurn.model_validate(turn.model_dump(exclude={"takes_s"})) for turn in turns]
+    return ScriptedModel(
+        plain, name=f"scripted:{path.name}", takes_s=max((turn.takes_s for turn in turns), default=0.0)
+    )

@@ -21,13 +21,14 @@ log = structlog.get_logger()
 async def tell(bus: Bus, journal: Journal, call: Call) -> None:
     """Say who is asked, and that the call's run need not wait for it: under the same ids whenever it is said."""
     source = f"/metier/agents/{call.agent}"
-    wanted = await journal.approvals.undecided(call.call_id)
-    asked = [Envelope(_asked(one), f"{one.approval_id}/wanted", source, call.run_id) for one in wanted]
+    asked = [wanted(one) for one in await journal.approvals.undecided(call.call_id)]
     await send(bus, EVENTS_TOPIC, *asked)
     told = CallParked(run_id=call.run_id, call_id=call.call_id, stamp=call.stamp)
     await send(bus, RUNS, Envelope(told, f"{call.call_id}/parked/{call.attempt}", source, call.run_id))
-    log.info("call parked", action="ask a person", call_id=call.call_id, agent=call.agent, approvals=len(wanted))
+    log.info("call parked", action="ask a person", call_id=call.call_id, agent=call.agent, approvals=len(asked))
 
 
-def _asked(approval: Approval) -> ApprovalWanted:
-    return ApprovalWanted.model_validate(approval.model_dump())
+def wanted(approval: Approval) -> Envelope[ApprovalWanted]:
+    """A person is asked about a tool call."""
+    told = ApprovalWanted.model_validate(approval.model_dump())
+    return Envelope(told, f"{approval.approval_id}/wanted", f"/metier/agents/{approval.agent}", approval.run_id)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from metier_agents.spec import Limits
 from metier_agents.turns import History, ModelTurn, ToolTurn, of_kind
+from metier_infra.words import Allowance, Spent
 
 
 class Exhausted(Exception):
@@ -38,29 +40,56 @@ class Left:
     usd: float | None = None
 
 
+def bounded(limits: Limits, allowance: Allowance | None) -> Limits:
+    """An agent's own limits, or what the run has set aside for the call, whichever is less of each."""
+    if allowance is None:
+        return limits
+    less = {
+        "cost_usd": _less(limits.cost_usd, allowance.usd),
+        "tokens": _less(limits.tokens, allowance.tokens),
+        "tool_calls": _less(limits.tool_calls, allowance.tool_calls),
+    }
+    return limits.model_copy(update=less)
+
+
+N = TypeVar("N", int, float)
+
+
+def _less(one: N | None, other: N | None) -> N | None:
+    """The less of two limits; None is none."""
+    return min((limit for limit in (one, other) if limit is not None), default=None)
+
+
 @dataclass
 class Purse:
-    """The limits of one call, and what was spent and set aside of them. Money is USD."""
+    """The limits of one call; what was spent of them, and beside it what is set aside. Money is USD."""
 
     limits: Limits
     tokens: int = 0
     usd: float = 0.0
     tool_calls: int = 0
+    aside: Need = Need(0, 0.0)
+    aside_calls: int = 0
 
     def replay(self, history: History) -> None:
         """Take over what recorded turns came to."""
         for turn in of_kind(history, ModelTurn):
-            self._spend(turn)
-        self.tool_calls += made(of_kind(history, ToolTurn))
+            self.settle(turn)
+        self.settle_calls(of_kind(history, ToolTurn))
+
+    @property
+    def took(self) -> Spent:
+        """What was spent."""
+        return Spent(usd=self.usd, tokens=self.tokens, tool_calls=self.tool_calls)
 
     @property
     def left(self) -> Left:
         """What may still be set aside."""
         limits = self.limits
         return Left(
-            limits.tool_calls - self.tool_calls,
-            None if limits.tokens is None else limits.tokens - self.tokens,
-            None if limits.cost_usd is None else limits.cost_usd - self.usd,
+            limits.tool_calls - self.tool_calls - self.aside_calls,
+            None if limits.tokens is None else limits.tokens - self.tokens - self.aside.tokens,
+            None if limits.cost_usd is None else limits.cost_usd - self.usd - (self.aside.usd or 0.0),
         )
 
     @contextmanager
@@ -71,15 +100,20 @@ class Purse:
             raise Exhausted("token_limit")
         if left.usd is not None and (need.usd or 0.0) > left.usd:
             raise Exhausted("cost_limit")
-        self.tokens, self.usd = self.tokens + need.tokens, self.usd + (need.usd or 0.0)
+        self._set_aside(need.tokens, need.usd or 0.0)
         try:
             yield
         finally:
-            self.tokens, self.usd = self.tokens - need.tokens, self.usd - (need.usd or 0.0)
+            self._set_aside(-need.tokens, -(need.usd or 0.0))
+
+    def _set_aside(self, tokens: int, usd: float) -> None:
+        self.aside = Need(self.aside.tokens + tokens, (self.aside.usd or 0.0) + usd)
 
     def settle(self, turn: ModelTurn) -> None:
-        """What the request came to in the end."""
-        self._spend(turn)
+        """What a request came to in the end."""
+        self.usd += turn.cost_usd or 0.0
+        if turn.usage is not None:
+            self.tokens += turn.usage.input_tokens + turn.usage.output_tokens
 
     def lose(self, need: Need) -> None:
         """A request that may have been billed, and whose answer was lost, counts as what was set aside for it."""
@@ -89,20 +123,15 @@ class Purse:
     def calling(self, wanted: int) -> Generator[int]:
         """Set aside up to `wanted` tool calls, which are made inside; how many they may be. `settle_calls` keeps those that were made."""
         granted = max(0, min(wanted, self.left.tool_calls))
-        self.tool_calls += granted
+        self.aside_calls += granted
         try:
             yield granted
         finally:
-            self.tool_calls -= granted
+            self.aside_calls -= granted
 
     def settle_calls(self, results: Sequence[ToolTurn]) -> None:
         """The tool calls that were really made."""
         self.tool_calls += made(results)
-
-    def _spend(self, turn: ModelTurn) -> None:
-        self.usd += turn.cost_usd or 0.0
-        if turn.usage is not None:
-            self.tokens += turn.usage.input_tokens + turn.usage.output_tokens
 
 
 def made(results: Sequence[ToolTurn]) -> int:

@@ -1,7 +1,8 @@
-"""What a model writes, told on `metier.events` as it comes, for agents that stream.
+"""What an agent's work is told of on `metier.events`: its tool calls, and for agents that stream, what the model writes as it comes.
 
-The trail opens `Teller.telling` round each request for an answer. It is told at best effort: an event that cannot be sent is dropped, and the
-answer, which is whole and checked, comes with its own event. Pieces of a request that was made again have a higher `attempt`.
+`hands` tells of tool calls; the trail opens `Teller.telling` round each request for an answer. All of it goes through the call's `Outgoing`, which the worker
+drains before it records the answer, so that an answer stands after what led to it. It is told at best effort: the answer, which is whole and checked, comes with
+its own event. Pieces of a request that was made again have a higher `attempt`.
 """
 
 from __future__ import annotations
@@ -11,29 +12,41 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 
-import structlog
-
-from metier_infra.bus import Bus
-from metier_infra.errors import MetierError
-from metier_infra.events import EVENTS_TOPIC, TextWritten
+from metier_infra.events import TextWritten, ToolAnswered, ToolCalled
 from metier_infra.messages import Envelope
-from metier_infra.rows import Call
-from metier_infra.service import send
+from metier_infra.outgoing import Outgoing
+from metier_infra.rows import Call, ToolCallRow
 from metier_infra.words import Stamp
-
-log = structlog.get_logger()
 
 EVERY_S = 0.1
 """What is written within this time is told in one event; seconds."""
-LAST_S = 2.0
-"""How long an answer waits for what is still to be told of it; seconds."""
+
+
+def source(agent: str) -> str:
+    """Where an agent's events come from."""
+    return f"/metier/agents/{agent}"
+
+
+def tool_called(row: ToolCallRow) -> Envelope[ToolCalled]:
+    """A tool call is sent. Told again where it is sent again, under the same id."""
+    told = ToolCalled.model_validate(row.model_dump(include={"run_id", "call_id", "tool_call_id", "agent", "tool"}))
+    return Envelope(told, f"{row.tool_call_id}/called", source(row.agent), row.run_id)
+
+
+def tool_answered(row: ToolCallRow) -> Envelope[ToolAnswered]:
+    """Its first recorded result is there."""
+    status = {"ok": bool(row.ok), "status": str((row.result or {}).get("status", "")), "wall_ms": row.wall_ms}
+    told = row.model_dump(include={"run_id", "call_id", "tool_call_id", "agent", "tool"})
+    return Envelope(
+        ToolAnswered.model_validate(told | status), f"{row.tool_call_id}/answered", source(row.agent), row.run_id
+    )
 
 
 class Teller:
     """Tells what is written in one call."""
 
-    def __init__(self, bus: Bus, call: Call, stamp: Stamp | None) -> None:
-        self._bus, self._call, self._stamp = bus, call, stamp
+    def __init__(self, outgoing: Outgoing, call: Call, stamp: Stamp | None) -> None:
+        self._outgoing, self._call, self._stamp = outgoing, call, stamp
         self._requests: Counter[int] = Counter()
 
     @asynccontextmanager
@@ -46,7 +59,7 @@ class Teller:
         try:
             yield written.append
             ended.set()
-            await asyncio.wait([teller], timeout=LAST_S)
+            await teller
         finally:
             teller.cancel()
 
@@ -56,12 +69,12 @@ class Teller:
             with suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), EVERY_S)
             if written and not ended.is_set():
-                await self._send(step, request, piece, written)
+                self._send(step, request, piece, written)
                 piece += 1
-        await self._send(step, request, -1, written)
+        self._send(step, request, -1, written)
 
-    async def _send(self, step: int, request: int, piece: int, written: list[str]) -> None:
-        """Send what was written since the last time; piece -1 is the last one of its request."""
+    def _send(self, step: int, request: int, piece: int, written: list[str]) -> None:
+        """Tell what was written since the last time; piece -1 is the last one of its request."""
         text = "".join(written)
         written.clear()
         call, attempt = self._call, (self._call.attempt - 1) * 1000 + request
@@ -75,10 +88,5 @@ class Teller:
             text=text,
             stamp=self._stamp,
         )
-        event = Envelope(
-            data, f"{call.call_id}/text/{step}/{attempt}/{piece}", f"/metier/agents/{call.agent}", call.run_id
-        )
-        try:
-            await send(self._bus, EVENTS_TOPIC, event)
-        except MetierError as error:
-            log.warning("text not told", action="drop", call_id=call.call_id, reason=error.code)
+        told = Envelope(data, f"{call.call_id}/text/{step}/{attempt}/{piece}", source(call.agent), call.run_id)
+        self._outgoing.tell(told)

@@ -7,6 +7,7 @@ comes, and opens a span.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from metier_agents import turns
+from metier_agents import measuring, turns
 from metier_agents.attempt import Attempt
 from metier_agents.model import Options
 from metier_agents.patience import until
@@ -24,6 +25,7 @@ from metier_agents.review import next_on_refusal
 from metier_agents.turns import Message, ModelTurn, Usage
 from metier_infra import telemetry
 from metier_infra.errors import ModelBusy
+from metier_infra.failpoints import failpoint
 from metier_tools.tool import ToolSpec
 
 LANE = 10_000
@@ -69,6 +71,7 @@ class Trail:
         self.history += found
         body = turns.dump(self.history[self.recorded :])
         await self.attempt.journal.steps.append(self.attempt.call.call_id, self.step, body)
+        failpoint("step.recorded")
         self.recorded, self.steps = len(self.history), self.steps + 1
 
     async def ask(
@@ -90,10 +93,14 @@ class Trail:
                     self.resumed = self.resumed or error.maybe_billed
                     attempt.purse.lose(need if error.maybe_billed else Need(0))
                     raise
+                except asyncio.CancelledError:  # it is out of our hands, and may be billed
+                    attempt.purse.lose(need)
+                    raise
 
         turn = await until(attempt.deadline, f"a request to {attempt.model.name}", request)
+        failpoint("model.answered")
         again, self.resumed = self.resumed, False
-        if turn.usage is None and limits.tokens is not None:
+        if turn.usage is None and need.tokens:
             turn = turn.model_copy(update={"usage": Usage(input_tokens=need.tokens, output_tokens=0, estimated=True)})
         stamp = {"purpose": purpose, "offered": tuple(tool.name for tool in tools), "asked_again": again}
         turn = turn.model_copy(update={**stamp, "started_at": started, "ended_at": time.time()})
@@ -105,19 +112,23 @@ class Trail:
     ) -> ModelTurn:
         """One try, in its span and its time, with what is written told as it comes."""
         attempt, model = self.attempt, self.attempt.model
-        with telemetry.span(telemetry.chat(model.name), "client", attributes=_asked(attempt)) as span:
+        with (
+            telemetry.span(telemetry.chat(model.name), "client", attributes=_asked(attempt)) as span,
+            measuring.request(attempt.spec) as measured,
+        ):
             async with self._telling(purpose) as on_text:
                 options = Options(
                     output_tokens=attempt.spec.limits.output_tokens,
                     effort=attempt.spec.reasoning.effort,
                     form=form,
                     next_on_refusal=next_on_refusal(self.history, attempt.hands.bundle),
-                    on_text=on_text,
+                    on_text=measured.first_text(on_text),
                 )
                 turn = await model.ask(
                     self.history, tools=tools, tool_choice=choice, deadline=attempt.deadline, options=options
                 )
             span.set(_answered(turn))
+            measured.replied(attempt.spec.name, turn)
             if attempt.hands.bundle is not None and attempt.hands.bundle.capture:
                 span.set(_captured(self.history, turn))
             return turn

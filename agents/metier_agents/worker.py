@@ -8,6 +8,7 @@ first recorded answer make that harmless.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from metier_agents import explorations, parking
+from metier_agents import explorations, measuring, parking
 from metier_agents.attempt import Attempt, Estimate, free
 from metier_agents.hands import Hands
 from metier_agents.model import Model
@@ -26,12 +27,14 @@ from metier_agents.safety import Bundle
 from metier_agents.spec import AgentSpec, without_tools
 from metier_agents.stamp import stamp
 from metier_agents.telling import Teller
-from metier_infra import service, telemetry
+from metier_infra import metrics, service, telemetry
 from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import BadSpec, Cancelled, Held, MetierError, RetryLater, TooLarge, UnknownCall, UnknownEvent
 from metier_infra.events import RUNS, CallAnswered, CallRequested, Event, tasks_topic
+from metier_infra.failpoints import failpoint
 from metier_infra.journal import Journal
 from metier_infra.messages import LARGEST, Delivery, Envelope
+from metier_infra.outgoing import LAST_S, Level, Outgoing
 from metier_infra.rows import Call
 from metier_infra.words import Answer, CallId, Failure
 from metier_tools.lane import ToolLane
@@ -50,6 +53,15 @@ class _GivenUp:
     reason: str
 
 
+@dataclass(frozen=True)
+class Way:
+    """One way to answer an agent's calls: as it is declared, or on its cheapest model alone."""
+
+    spec: AgentSpec
+    model: Model
+    estimate: Estimate
+
+
 class AgentWorker:
     """Serves the calls to `agents`.
 
@@ -63,8 +75,10 @@ class AgentWorker:
         grant_key: signs each tool call's grant.
         bundles: the safety bundle of each agent that has one, by the agent's name.
         estimate: what a request of an agent may come to; None: nothing is set aside.
+        thrifty: the agent on its cheapest model, for calls of runs that save; None: as it is.
         instance: this process's name; one that survives a restart takes its own calls up at once.
         concurrency: calls in hand at one time, per agent.
+        level: how much is told of a call while it is worked on.
         drain_s: how long calls in hand may take to end after `stop`; seconds.
     """
 
@@ -81,7 +95,9 @@ class AgentWorker:
         instance: str,
         bundles: Mapping[str, Bundle] | None = None,
         estimate: Callable[[AgentSpec], Estimate] | None = None,
+        thrifty: Callable[[AgentSpec], AgentSpec] | None = None,
         concurrency: int = 16,
+        level: Level = "all",
         drain_s: float = 25.0,
     ) -> None:
         self._bus = bus
@@ -92,10 +108,13 @@ class AgentWorker:
         self._holder = f"{instance}/{'+'.join(sorted(agents))}"
         self._concurrency = concurrency
         self._drain_s = drain_s
+        self._level: Level = level
         self._bundles = dict(bundles or {})
         self._stamps = {name: stamp(spec, self._bundles.get(name)) for name, spec in agents.items()}
-        self._estimates = {name: estimate(spec) if estimate else free for name, spec in agents.items()}
-        self._models: dict[str, Model] = {}
+        self._estimate: Callable[[AgentSpec], Estimate] = estimate or (lambda _: free)
+        self._thrift: Callable[[AgentSpec], AgentSpec] = thrifty or (lambda spec: spec)
+        self._ways: dict[str, Way] = {}
+        self._savings: dict[str, Way] = {}
         self._in_hand: set[CallId] = set()
         self._working: dict[CallId, asyncio.Task[Answer]] = {}
 
@@ -128,8 +147,11 @@ class AgentWorker:
         for name, reason in disabled.items():
             if reason:
                 log.warning("tool disabled", action="go_without", agent=spec.name, tool=name, reason=reason)
-        self._agents[spec.name] = without_tools(spec, {name for name, reason in disabled.items() if reason})
-        self._models[spec.name] = self._open_model(spec)
+        fit = self._agents[spec.name] = without_tools(spec, {name for name, reason in disabled.items() if reason})
+        way = self._ways[spec.name] = Way(fit, self._open_model(spec), self._estimate(spec))
+        saving = self._thrift(fit)
+        same = saving.model == fit.model and not fit.fallbacks
+        self._savings[spec.name] = way if same else Way(saving, self._open_model(saving), self._estimate(saving))
         if spec.retrieval is not None:
             open_retriever(spec.retrieval.origin, self._journal.db)
 
@@ -197,6 +219,7 @@ class AgentWorker:
             with service.processing(envelope, delivery):
                 worked = call if call.answered_at or call.parked_at else await self._answer(call)
                 if worked.answered_at is not None:
+                    failpoint("call.answered")
                     await service.send(self._bus, RUNS, _reply(worked))
                 else:
                     await parking.tell(self._bus, self._journal, worked)
@@ -207,26 +230,32 @@ class AgentWorker:
         """The call, claimed, or already answered, or as it waits for a person. Raises `Held` or `UnknownCall`."""
         claimed = await self._journal.calls.claim(call_id, self._holder, self._stamps[agent])
         if claimed is not None:
+            failpoint("call.claimed")
             return claimed
         stored = await self._journal.calls.get(call_id)
         if stored is None:
             raise UnknownCall(f"call {call_id} is not in the journal")
+        metrics.add(metrics.DUPLICATES, 1, {metrics.REASON: "call"})
         if stored.answered_at is None and stored.parked_at is None:
             raise Held(f"call {call_id} is held by {stored.holder}")
         return stored
 
     async def _answer(self, call: Call) -> Call:
         """Work on the call and record what came of it; the recorded winner, or the call as it waits for a person."""
-        spec = self._agents[call.agent]
-        attempt = self._attempt(call, spec)
-        with telemetry.span(telemetry.invoke_agent(spec.name), attributes=_attributes(call, spec)) as span:
+        attempt = self._attempt(call)
+        spec = attempt.spec
+        with (
+            telemetry.span(telemetry.invoke_agent(spec.name), attributes=_attributes(call, spec)) as span,
+            measuring.attempt(spec.name) as measured,
+        ):
             failure: Failure | None = None
             try:
                 answer = _fitting(await self._work(attempt))
                 span.set({telemetry.COST_USD: answer.cost_usd})
-                return await self._journal.calls.answer(call.call_id, answer=answer, cost_usd=answer.cost_usd)
+                measured.answered(answer)
+                return await self._journal.calls.answer(call.call_id, answer=answer, took=attempt.purse.took)
             except Parked:
-                return await self._journal.calls.park(call.call_id, self._holder)
+                return await self._journal.calls.park(call.call_id, self._holder, attempt.purse.took)
             except RetryLater:
                 raise
             except MetierError as error:
@@ -235,18 +264,22 @@ class AgentWorker:
                 failure = Failure(code="agent_broken", message=f"the agent {spec.name} broke: {_short(error)}")
                 log.exception("agent broke", action="fail the call", call_id=call.call_id, agent=spec.name)
             span.fail(failure.code)
+            measured.failed = failure.code
             log.warning("call failed", action="record the failure", call_id=call.call_id, **failure.model_dump())
-            return await self._journal.calls.answer(call.call_id, failure=failure, cost_usd=attempt.purse.usd)
+            return await self._journal.calls.answer(call.call_id, failure=failure, took=attempt.purse.took)
 
     async def _work(self, attempt: Attempt) -> Answer:
         """The answer of a call, unless it is given up. Raises `Cancelled` then, and as `explorations.answer` does."""
         call = attempt.call
         if call.cancelled is not None:
+            await attempt.recall()
             raise Cancelled(f"the call was cancelled: {call.cancelled}")
         work = self._working[call.call_id] = asyncio.create_task(explorations.answer(attempt))
+        patience_s = LAST_S
         try:
             return await work
         except asyncio.CancelledError as error:
+            patience_s = 0
             why = error.args[0] if error.args else None
             if isinstance(why, _GivenUp):
                 raise Cancelled(f"the call was cancelled: {why.reason}") from error
@@ -254,27 +287,32 @@ class AgentWorker:
         finally:
             del self._working[call.call_id]
             work.cancel()
+            await attempt.hands.drain(patience_s)
 
-    def _attempt(self, call: Call, spec: AgentSpec) -> Attempt:
+    def _attempt(self, call: Call) -> Attempt:
+        saving = call.allowance is not None and call.allowance.economy
+        way = (self._savings if saving else self._ways)[call.agent]
+        spec = way.spec
         deadline = min(call.deadline, (call.claimed_at or time.time()) + call.parked_s + spec.limits.timeout_s)
         stamp, bundle = self._stamps[spec.name], self._bundles.get(spec.name)
         unchecked = bundle is None or not bundle.output
+        outgoing = Outgoing(self._bus, self._level)
         return Attempt(
             call=call,
             spec=spec,
-            model=self._models[spec.name],
+            model=way.model,
             journal=self._journal,
-            hands=replace(self._hands, bundle=bundle, stamp=stamp),
+            hands=replace(self._hands, bundle=bundle, stamp=stamp, outgoing=outgoing),
             deadline=deadline,
             stamp=stamp,
-            estimate=self._estimates[spec.name],
-            teller=Teller(self._bus, call, stamp) if spec.stream and unchecked else None,
+            estimate=way.estimate,
+            teller=Teller(outgoing, call, stamp) if spec.stream and unchecked else None,
         )
 
 
 def _fitting(answer: Answer) -> Answer:
-    """The answer, if an event can carry it. Raises `TooLarge`."""
-    size = len(answer.model_dump_json())
+    """The answer, if an event can carry it, in the form that it has there. Raises `TooLarge`."""
+    size = len(json.dumps(answer.model_dump(mode="json")))
     if size > LARGEST:
         raise TooLarge(f"the answer takes {size} bytes; an event carries {LARGEST}")
     return answer

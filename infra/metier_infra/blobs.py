@@ -1,7 +1,7 @@
 """Large values by claim check: bytes that are kept under their SHA-256, so that a message carries the claim and not the bytes.
 
-Tool runners put files here that are too large to travel inside a result, and read those of a call. `FolderBlobs` serves every process
-that shares the folder; other stores are adapters of the same port.
+Tool runners put files here that are too large to travel inside a result, and read those of a call; `claims` puts the data of events
+that is too large for a record. `FolderBlobs` serves every process that shares the folder; `postgres_blobs` is another adapter of the port.
 """
 
 from __future__ import annotations
@@ -42,10 +42,21 @@ class Blobs(Protocol):
         """The bytes of this digest. Raises `MissingBlob` when they are not here, or not what they were."""
         ...
 
+    def prune(self, older_s: float) -> int:
+        """Delete what was last put longer ago than this, in seconds; how many there were."""
+        ...
+
 
 def digest(data: bytes) -> str:
     """The claim on these bytes."""
     return hashlib.sha256(data).hexdigest()
+
+
+def checked(sha256: str) -> str:
+    """The same, if it is a digest at all. Raises `MissingBlob`."""
+    if not _DIGEST.fullmatch(sha256):
+        raise MissingBlob("a claim on a file is 64 hex characters")
+    return sha256
 
 
 def verified(sha256: str, data: bytes | None) -> bytes:
@@ -82,15 +93,23 @@ class FolderBlobs:
 
     def get(self, sha256: str) -> bytes:
         """See `Blobs.get`."""
-        if not _DIGEST.fullmatch(sha256):
-            raise MissingBlob("a claim on a file is 64 hex characters")
         try:
-            data = self._place(sha256).read_bytes()
+            data = self._place(checked(sha256)).read_bytes()
         except FileNotFoundError:
             data = None
         except OSError as error:
             raise MissingService(f"the blob store {self._folder} cannot be read: {error.strerror}") from error
         return verified(sha256, data)
+
+    def prune(self, older_s: float) -> int:
+        """See `Blobs.prune`."""
+        old = [one.path for one in _files(self._folder) if one.put_at < time.time() - older_s]
+        try:
+            for path in old:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise MissingService(f"the blob store {self._folder} cannot be written: {error.strerror}") from error
+        return len(old)
 
     def _place(self, sha256: str) -> Path:
         return self._folder / sha256[:2] / sha256[2:]

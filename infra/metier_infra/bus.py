@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
 
+from metier_infra.failpoints import failpoint
 from metier_infra.messages import Delivery, Record
 
 Handler = Callable[[Delivery], Awaitable[None]]
@@ -99,6 +100,7 @@ class Lanes:
             if self.failed.done():
                 return
             await self._handle(delivery)
+            failpoint("record.handled")
             done()
         except Exception as error:  # handed to whoever runs the consumption
             if not self.failed.done():
@@ -158,6 +160,15 @@ class MemoryBus:
         """Append `records`; there is nobody to fail."""
         for record in records:
             self._logs[record.topic].append(record)
+
+    def records(self, topic: str) -> Sequence[Delivery]:
+        """All that the topic holds now, in order."""
+        return list(self._logs[topic].records)
+
+    async def scan(self, topic: str, look: Callable[[Delivery], None]) -> None:
+        """See `metier_infra.dead_letters.Scan`."""
+        for delivery in self.records(topic):
+            look(delivery)
 
     async def consume(self, what: Consumption, handle: Handler, stop: asyncio.Event) -> None:
         """See `Bus.consume`."""

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from metier_infra.database import Database, Statement
 from metier_infra.rows import Call, call_of
-from metier_infra.words import Answer, CallId, Failure, RunId, Stamp
+from metier_infra.words import Answer, CallId, Failure, RunId, Spent, Stamp
+
+_UNKNOWN: Mapping[str, None] = {"usd": None, "tokens": None, "tool_calls": None}
+_LATE = (
+    "UPDATE calls SET cost_usd = :usd, tokens = :tokens, tool_calls = :tool_calls"
+    " WHERE call_id = :call_id AND (tokens IS NULL OR cost_usd < :usd OR (cost_usd = :usd AND tokens < :tokens))"
+)
+
+
+def requested(call: Call) -> Statement:
+    """Records a call unless it is recorded; gives its row if it was not."""
+    return Statement(
+        "INSERT INTO calls (call_id, run_id, agent, task, deadline, stamp, slot, allowance, requested_at)"
+        " VALUES (:call_id, :run_id, :agent, :task, :deadline, :stamp, :slot, :allowance, :now) ON CONFLICT (call_id) DO NOTHING RETURNING *",
+        {
+            **call.model_dump(include={"call_id", "run_id", "agent", "deadline"}),
+            "task": call.task.model_dump_json(),
+            "stamp": call.stamp.model_dump_json() if call.stamp else None,
+            "slot": json.dumps(call.slot) if call.slot else None,
+            "allowance": call.allowance.model_dump_json() if call.allowance else None,
+        },
+    )
 
 
 class Calls:
@@ -18,17 +40,7 @@ class Calls:
 
     async def request(self, call: Call) -> Call:
         """Record the call unless it is recorded; what is stored, with its answer if there is one."""
-        stored = await self._db.write(
-            Statement(
-                "INSERT INTO calls (call_id, run_id, agent, task, deadline, stamp, requested_at)"
-                " VALUES (:call_id, :run_id, :agent, :task, :deadline, :stamp, :now) ON CONFLICT (call_id) DO NOTHING RETURNING *",
-                {
-                    **call.model_dump(include={"call_id", "run_id", "agent", "deadline"}),
-                    "task": call.task.model_dump_json(),
-                    "stamp": call.stamp.model_dump_json() if call.stamp else None,
-                },
-            )
-        )
+        stored = await self._db.write(requested(call))
         return call_of(stored[0][0]) if stored[0] else await self._get(call.call_id)
 
     async def _get(self, call_id: CallId) -> Call:
@@ -49,7 +61,7 @@ class Calls:
             Statement(
                 "UPDATE calls SET holder = :holder, attempt = attempt + 1, held_until = :now + :ttl, claimed_at = coalesce(claimed_at, :now),"
                 " stamp = :stamp, deadline = deadline + coalesce(:now - parked_at, 0), parked_s = parked_s + coalesce(:now - parked_at, 0),"
-                " parked_at = NULL, taken_at = :now"
+                " parked_at = NULL, taken_at = :now, tokens = NULL"
                 " WHERE call_id = :call_id AND answered_at IS NULL AND (holder = :holder OR held_until < :now) AND (parked_at IS NULL"
                 " OR cancelled IS NOT NULL OR EXISTS (SELECT 1 FROM approvals WHERE approvals.call_id = calls.call_id"
                 " AND approvals.decided_at >= calls.taken_at)) RETURNING *",
@@ -82,34 +94,52 @@ class Calls:
             )
         )
 
-    async def park(self, call_id: CallId, holder: str) -> Call:
-        """Let the call wait for a person: nobody holds it, and its time stands still. What is stored; another may have answered it."""
+    async def park(self, call_id: CallId, holder: str, took: Spent | None = None) -> Call:
+        """Let the call wait for a person: nobody holds it, and its time stands still. What is stored; another may have answered it.
+
+        `took` is what it took until now.
+        """
         parked = await self._db.write(
             Statement(
-                "UPDATE calls SET parked_at = :now, held_until = 0, holder = NULL"
+                "UPDATE calls SET parked_at = :now, held_until = 0, holder = NULL,"
+                " cost_usd = :usd, tokens = :tokens, tool_calls = :tool_calls"
                 " WHERE call_id = :call_id AND holder = :holder AND answered_at IS NULL RETURNING *",
-                {"call_id": call_id, "holder": holder},
+                {"call_id": call_id, "holder": holder, **(took or Spent()).model_dump(exclude={"time_s"})},
             )
         )
         return call_of(parked[0][0]) if parked[0] else await self._get(call_id)
 
     async def answer(
-        self, call_id: CallId, *, answer: Answer | None = None, failure: Failure | None = None, cost_usd: float = 0.0
+        self,
+        call_id: CallId,
+        *,
+        answer: Answer | None = None,
+        failure: Failure | None = None,
+        took: Spent | None = None,
     ) -> Call:
-        """Record the result; the first one wins, and it is the winner that is returned."""
+        """Record the result; the first one wins, and it is the winner that is returned.
+
+        `took` is what the call took: it counts also where another result has won. Whoever did not work on the call does not know, and says None: if nobody
+        did, the call took nothing; else its worker tells yet.
+        """
         won = await self._db.write(
             Statement(
-                "UPDATE calls SET answer = :answer, failure = :failure, cost_usd = :cost_usd, answered_at = :now"
+                "UPDATE calls SET answer = :answer, failure = :failure, answered_at = :now, cost_usd = coalesce(:usd, cost_usd),"
+                " tokens = coalesce(:tokens, CASE WHEN attempt = 0 THEN 0 ELSE tokens END), tool_calls = coalesce(:tool_calls, tool_calls)"
                 " WHERE call_id = :call_id AND answered_at IS NULL RETURNING *",
                 {
                     "call_id": call_id,
                     "answer": answer.model_dump_json() if answer else None,
                     "failure": failure.model_dump_json() if failure else None,
-                    "cost_usd": cost_usd,
+                    **(took.model_dump(exclude={"time_s"}) if took else _UNKNOWN),
                 },
             )
         )
-        return call_of(won[0][0]) if won[0] else await self._get(call_id)
+        if won[0]:
+            return call_of(won[0][0])
+        if took:
+            await self._db.write(Statement(_LATE, {"call_id": call_id, **took.model_dump(exclude={"time_s"})}))
+        return await self._get(call_id)
 
     async def cancel(self, call_id: CallId, why: str) -> bool:
         """Give the call up, unless it is answered; whether it was given up. Its worker ends what it is doing and answers that it was cancelled."""

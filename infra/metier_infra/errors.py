@@ -11,20 +11,31 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── EngineGone          the Docker engine does not answer
     │   ├── ModelBusy           rate limit, overload or cut connection of a model provider
     │   │   └── CircuitOpen         the model was away again and again, and is not asked for a while
+    │   ├── NoTurn              the run's tenant has as many under way as it may
+    │   ├── NotServedHere       another replica serves the run's version of its workflow
     │   └── Held                another worker holds this call just now
     ├── BuryRecord          this record can never be handled: to the dead letters, with its bytes
     │   ├── Undecodable         not a CloudEvent, or its data does not fit its type
     │   ├── UnknownEvent        a type that this topic does not carry
+    │   ├── FarFuture           an event that says it is of a day to come
     │   ├── UnknownCall         a call that the journal does not know
     │   ├── UnknownApproval     a decision about something that nobody asked for
     │   └── Defect              our own code breaks at it, each time
+    ├── RejectRequest       a request that can be read and not be done: an event says why
+    │   ├── DuplicateId         another request had the same source and id
+    │   ├── QueueFull           as many runs of the tenant wait as may
+    │   ├── TenantSpent         nothing is left of what the tenant may take in this hour, day or month
+    │   ├── UnknownRun          no run of this id was ever accepted
+    │   ├── RunEnded            it ended, so that nothing can be done to it
+    │   └── RunNotEnded         it goes on, so that it cannot be repeated yet
     ├── FailRun             the call, or the run, ends failed with this reason
     │   ├── UnknownWorkflow
     │   ├── BadInput            the event's input does not fit the workflow
     │   ├── WorkflowBroken      the author's graph raised, or its shape changed under a run
     │   ├── CallFailed          an agent's call ended failed, and the graph did not handle it
+    │   ├── SubRunFailed        a run that a node started did not succeed, and the graph did not handle it
     │   ├── DeadlineMissed
-    │   ├── LimitReached        a declared limit (turns, tool calls, cost) stopped the work
+    │   ├── LimitReached        a declared limit (turns, tokens, tool calls, cost, time) of a call, run or tenant stopped the work
     │   ├── ModelFailed         the model refused the request, or gave nothing usable
     │   │   ├── ContextTooLong      the request is longer than the model can read
     │   │   └── ModelMalformed      what the model wrote could not be read, again and again
@@ -42,6 +53,8 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── UnknownAgent        no agent of this name is declared
     │   ├── MissingRun          no run of this id is in the journal
     │   ├── MissingApproval     no approval of this id waits
+    │   ├── MissingLetter       no dead letter of this id is there
+    │   ├── LetterIncomplete    a dead letter that was not kept whole, and cannot be sent again
     │   ├── MissingPackage      an extra that is not installed
     │   ├── ServerBroken        an MCP server that does not start, or does not speak the protocol
     │   ├── MissingService      no broker, database or engine where the settings say
@@ -102,6 +115,14 @@ class CircuitOpen(ModelBusy):
     """The model was busy or away so often in a row that it is not asked before `after_s`; no request was made."""
 
 
+class NoTurn(RetryLater):
+    """The run's tenant has as many runs under way, over all replicas, as it may: it waits for one of them to end."""
+
+
+class NotServedHere(RetryLater):
+    """Another replica serves the run's version of its workflow, or did a moment ago: the run is left to it."""
+
+
 class Held(RetryLater):
     """Another worker holds this call; it ends or its claim runs out."""
 
@@ -118,6 +139,10 @@ class UnknownEvent(BuryRecord):
     """An event type that this topic does not carry."""
 
 
+class FarFuture(BuryRecord):
+    """The event says that it happened more than a day from now: its clock is wrong, or ours."""
+
+
 class UnknownCall(BuryRecord):
     """A call that the journal does not know: nobody waits for its answer."""
 
@@ -128,6 +153,34 @@ class UnknownApproval(BuryRecord):
 
 class Defect(BuryRecord):
     """Our own code breaks at this record, each time: a bug of Métier, or a value that a database cannot hold."""
+
+
+class RejectRequest(MetierError):
+    """A request that can be read and cannot be done: whoever made it is told why, by an event, under this code."""
+
+
+class DuplicateId(RejectRequest):
+    """Another request had the same source and id and asks for something else; the first one's run goes on untouched."""
+
+
+class QueueFull(RejectRequest):
+    """As many runs of the tenant wait for their turn as may. The same request may be made again later."""
+
+
+class TenantSpent(RejectRequest):
+    """Nothing is left of what the tenant may take in this hour, day or month, and its new runs are to be rejected then."""
+
+
+class UnknownRun(RejectRequest):
+    """No run of this id was ever accepted."""
+
+
+class RunEnded(RejectRequest):
+    """The run ended, so that this cannot be done to it any more."""
+
+
+class RunNotEnded(RejectRequest):
+    """The run goes on, so that it cannot be repeated yet."""
 
 
 class FailRun(MetierError):
@@ -154,12 +207,21 @@ class CallFailed(FailRun):
         self.reason = reason
 
 
+class SubRunFailed(FailRun):
+    """A run that a node started failed or was given up; `reason` is the code of its failure, or `cancelled`."""
+
+    def __init__(self, message: str, *, reason: str, run_id: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.run_id = run_id
+
+
 class DeadlineMissed(FailRun):
     """The work was not done when its time ran out."""
 
 
 class LimitReached(FailRun):
-    """A declared limit (turns, tool calls, cost) stopped the work."""
+    """A declared limit (turns, tokens, tool calls, cost, time) of a call, run or tenant stopped the work."""
 
 
 class ModelFailed(FailRun):
@@ -228,6 +290,14 @@ class MissingRun(AskOperator):
 
 class MissingApproval(AskOperator):
     """No approval of this id is in the journal, or it waits no more, or more than one does."""
+
+
+class MissingLetter(AskOperator):
+    """No dead letter of this id is there, or none that fits."""
+
+
+class LetterIncomplete(AskOperator):
+    """The dead letter was not kept whole, or is not ours: it cannot be sent again as it was."""
 
 
 class MissingPackage(AskOperator):

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, JsonValue, StrictBool
 
 from metier_infra.words import (
+    Allowance,
     Answer,
     CallId,
     Decision,
@@ -20,6 +21,7 @@ from metier_infra.words import (
     Name,
     Remark,
     RunId,
+    Spent,
     Stamp,
     Task,
     ToolCallId,
@@ -62,16 +64,20 @@ class RunRequested(Event):
 
 
 class RunAccepted(Event):
-    """The run is in the journal; whoever owns its partition runs it. Also sent to wake a run that nobody holds."""
+    """The run is in the journal; whoever owns its partition runs it. Also sent to wake a run that nobody holds, and one that was `cancelled`, so that it ends."""
 
     TYPE: ClassVar[str] = "io.metier.run.accepted.v1"
     TOPIC: ClassVar[str] = RUNS
     run_id: RunId
     workflow: str
+    cancelled: bool = False
+    tenant: str = "default"
+    priority: int = 5
+    parent: RunId | None = None
 
 
 class CallRequested(Event):
-    """A run asks an agent. `deadline` is seconds since the epoch."""
+    """A run asks an agent. `deadline` is seconds since the epoch; `allowance` is what the call may take, where the run or its tenant has limits."""
 
     TYPE: ClassVar[str] = "io.metier.call.requested.v1"
     TOPIC: ClassVar[str] = TASKS
@@ -80,6 +86,7 @@ class CallRequested(Event):
     agent: str
     task: Task
     deadline: float
+    allowance: Allowance | None = None
     stamp: Stamp | None = None
 
 
@@ -248,8 +255,104 @@ class RunStarted(Event):
     version: str
 
 
+class NodeStarted(Event):
+    """A node of the run's graph began. `task` is LangGraph's id of it, the same whenever it runs again after a crash."""
+
+    TYPE: ClassVar[str] = "io.metier.node.started.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    task: str
+    node: str
+
+
+class NodeEnded(Event):
+    """It ended: well, or with an error, or at a wait of its own."""
+
+    TYPE: ClassVar[str] = "io.metier.node.ended.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    task: str
+    node: str
+    ok: bool
+
+
+class AgentAsked(Event):
+    """A node of the run asked an agent. `node` is its name, with those of the graphs round it, outermost first."""
+
+    TYPE: ClassVar[str] = "io.metier.agent.asked.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    call_id: CallId
+    agent: str
+    node: str = ""
+
+
+class AgentAnswered(Event):
+    """Its call ended, with `ok` or the `reason` why not. `tokens` and `cost_usd` are what it took, as far as that was known then."""
+
+    TYPE: ClassVar[str] = "io.metier.agent.answered.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    call_id: CallId
+    agent: str
+    ok: bool
+    reason: str | None = None
+    model: str = ""
+    cost_usd: float = 0.0
+    stamp: Stamp | None = None
+
+
+class ToolCalled(Event):
+    """An agent's tool call was sent. Its arguments are not told."""
+
+    TYPE: ClassVar[str] = "io.metier.tool.called.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    call_id: CallId
+    tool_call_id: ToolCallId
+    agent: str
+    tool: str
+
+
+class ToolAnswered(Event):
+    """It ended: `status` as the agent reads it, and the tool's own time. What it gave is not told."""
+
+    TYPE: ClassVar[str] = "io.metier.tool.answered.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    call_id: CallId
+    tool_call_id: ToolCallId
+    agent: str
+    tool: str
+    ok: bool
+    status: str
+    wall_ms: float | None = None
+
+
+class RunParked(Event):
+    """The run leaves memory until there is news for it; `calls` are those for which it waits. `segment` counts how often it was taken up."""
+
+    TYPE: ClassVar[str] = "io.metier.run.parked.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    segment: int
+    calls: tuple[CallId, ...] = ()
+
+
+class RunResumed(Event):
+    """An orchestrator took the run up once more: what it waited for came, or the replica that had it is gone."""
+
+    TYPE: ClassVar[str] = "io.metier.run.resumed.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    run_id: RunId
+    segment: int
+
+
 class RunSucceeded(Event):
-    """The run's one terminal event, when it went well. `request_id` is the id of the event that asked for it, `agents` are those that were called."""
+    """The run's one terminal event, when it went well. `request_id` is the id of the event that asked for it, `agents` are those that were called.
+
+    `spent` is what their calls took, and the run's own time.
+    """
 
     TYPE: ClassVar[str] = "io.metier.run.succeeded.v1"
     TOPIC: ClassVar[str] = EVENTS_TOPIC
@@ -258,11 +361,12 @@ class RunSucceeded(Event):
     workflow: str
     result: dict[str, JsonValue]
     cost_usd: float
+    spent: Spent = Spent()
     agents: tuple[Stamp, ...] = ()
 
 
 class RunFailed(Event):
-    """The run's one terminal event, when it did not go well."""
+    """The run's one terminal event, when it did not go well. `partial` is what its graph's outputs held so far, where a limit was reached."""
 
     TYPE: ClassVar[str] = "io.metier.run.failed.v1"
     TOPIC: ClassVar[str] = EVENTS_TOPIC
@@ -270,7 +374,9 @@ class RunFailed(Event):
     request_id: str
     workflow: str
     failure: Failure
+    partial: dict[str, JsonValue] | None = None
     cost_usd: float
+    spent: Spent = Spent()
     agents: tuple[Stamp, ...] = ()
 
 
@@ -285,6 +391,7 @@ class RunCancelled(Event):
     by: str
     note: str = ""
     cost_usd: float
+    spent: Spent = Spent()
     agents: tuple[Stamp, ...] = ()
 
 
@@ -307,6 +414,14 @@ EVENTS: Mapping[str, type[Event]] = {
         TextWritten,
         DecisionMade,
         RunStarted,
+        NodeStarted,
+        NodeEnded,
+        AgentAsked,
+        AgentAnswered,
+        ToolCalled,
+        ToolAnswered,
+        RunParked,
+        RunResumed,
         RunSucceeded,
         RunFailed,
         RunCancelled,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metier_infra.approvals import Approvals
+from metier_infra.budgets import Budgets
 from metier_infra.calls import Calls
 from metier_infra.database import Database, Statement
 from metier_infra.rows import (
@@ -22,7 +23,11 @@ from metier_infra.rows import (
     weigh_record,
 )
 from metier_infra.runs import Runs
-from metier_infra.words import CallId, Decision, RunId, ToolCallId
+from metier_infra.schedules import Schedules
+from metier_infra.segments import Segments
+from metier_infra.serving import Serving
+from metier_infra.waits import Signals, Waits
+from metier_infra.words import CallId, Decision, RunId, Slot, ToolCallId
 
 
 class Steps:
@@ -156,19 +161,32 @@ class Decisions:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def record(self, decision_id: str, run_id: RunId, decision: Decision) -> Decision:
-        """Keep the decision unless one is kept under this id; the one that is kept."""
+    async def record(self, decision_id: str, run_id: RunId, decision: Decision, slot: Slot | None = None) -> Decision:
+        """Keep the decision unless one is kept under this id; the one that is kept. `slot` is where in the run it was made."""
         kept = await self._db.write(
             Statement(
-                "INSERT INTO decisions (decision_id, run_id, body, at) VALUES (:decision_id, :run_id, :body, :now)"
+                "INSERT INTO decisions (decision_id, run_id, slot, body, at) VALUES (:decision_id, :run_id, :slot, :body, :now)"
                 " ON CONFLICT (decision_id) DO NOTHING RETURNING body",
-                {"decision_id": decision_id, "run_id": run_id, "body": decision.model_dump_json()},
+                {
+                    "decision_id": decision_id,
+                    "run_id": run_id,
+                    "slot": json.dumps(slot) if slot else None,
+                    "body": decision.model_dump_json(),
+                },
             )
         )
         rows = kept[0] or await self._db.read(
             "SELECT body FROM decisions WHERE decision_id = :decision_id", {"decision_id": decision_id}
         )
         return Decision.model_validate_json(rows[0]["body"])
+
+    async def kept(self, run_id: RunId) -> Sequence[tuple[str, Decision, float]]:
+        """The run's decisions, in order, each with its id before it and its time after it."""
+        rows = await self._db.read(
+            "SELECT decision_id, body, at FROM decisions WHERE run_id = :run_id ORDER BY at, decision_id",
+            {"run_id": run_id},
+        )
+        return [(row["decision_id"], Decision.model_validate_json(row["body"]), float(row["at"])) for row in rows]
 
     async def of_run(self, run_id: RunId) -> Sequence[Decision]:
         """The run's decisions, in order."""
@@ -186,7 +204,13 @@ class Journal:
         self.lease_s = lease_s
         self.runs = Runs(db, lease_s)
         self.calls = Calls(db, lease_s)
+        self.segments = Segments(db)
         self.steps = Steps(db)
         self.tools = Tools(db)
         self.decisions = Decisions(db)
         self.approvals = Approvals(db)
+        self.serving = Serving(db)
+        self.schedules = Schedules(db)
+        self.budgets = Budgets(db)
+        self.waits = Waits(db)
+        self.signals = Signals(db)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -22,9 +22,11 @@ import structlog
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import CommitFailedError, KafkaError, MessageSizeTooLargeError, RebalanceInProgressError
 
+from metier_infra import kafka_names
 from metier_infra.bus import Consumption, Handler, Lanes
 from metier_infra.errors import BadSettings, BusGone, TooLarge
-from metier_infra.messages import Delivery, Record
+from metier_infra.grouped import Grouped
+from metier_infra.messages import Delivery, Nothing, Record
 from metier_infra.offsets import Offsets
 from metier_infra.settings import KafkaSettings
 
@@ -40,6 +42,8 @@ COMMIT_EVERY_S = 0.2
 CONNECTING = {"bootstrap_timeout_ms": 5_000, "reconnect_backoff_max_ms": 1_000}
 """A broker that is away is said to be so after 5 s, and found again within a second of its return (the client's own: 30 s each)."""
 Taken = tuple[TopicPartition, Offsets, int]
+Sent = Any
+"""The future of a record that is on its way, or the error that kept it from being sent."""
 
 
 def brokers(settings: KafkaSettings) -> list[str]:
@@ -62,22 +66,26 @@ class KafkaBus:
         self._member = member
         self._producer: KafkaProducer | None = None
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="kafka-send")
+        self._sending = Grouped(self._together, self._alone, BusGone)
 
     async def publish(self, *records: Record) -> None:
-        """See `Bus.publish`: acks=all, idempotent; returns when every record is acknowledged."""
-        loop = asyncio.get_running_loop()
-        try:
-            futures = await loop.run_in_executor(self._sender, self._send, records, loop)
-            await asyncio.gather(*futures)
-        except MessageSizeTooLargeError:
+        """See `Bus.publish`: acks=all, idempotent; returns when every record is acknowledged. What is published meanwhile goes next, at once."""
+        error = await self._sending.do(records)
+        if isinstance(error, MessageSizeTooLargeError):
             await self._publish_alone(records)
-        except KafkaError as error:
+        elif error is not None:
             raise self._gone(error) from error
+
+    async def _together(self, group: Sequence[Sequence[Record]]) -> Sequence[KafkaError | None]:
+        return await asyncio.get_running_loop().run_in_executor(self._sender, self._send, group)
+
+    async def _alone(self, records: Sequence[Record]) -> KafkaError | None:
+        return (await self._together([records]))[0]
 
     def _gone(self, error: Exception) -> BusGone:
         return BusGone(f"Kafka at {self._settings.bootstrap} did not take the record: {error or type(error).__name__}")
 
-    async def _publish_alone(self, records: tuple[Record, ...]) -> None:
+    async def _publish_alone(self, records: Sequence[Record]) -> None:
         """Tell which record is too large: after one, kafka-python's producer fails all that were beside it, and all that come after."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._sender, self._send_alone, records)
@@ -87,23 +95,32 @@ class KafkaBus:
         except KafkaError as error:
             raise self._gone(error) from error
 
-    def _send_alone(self, records: tuple[Record, ...]) -> None:
+    def _send_alone(self, records: Sequence[Record]) -> None:
         if self._producer is not None:
             self._producer.close(timeout=0)
             self._producer = None
         for record in records:
             producer = self._connect()
             try:
-                topic, headers = self._settings.prefix + record.topic, list(record.headers)
-                producer.send(topic, value=record.value, key=record.key, headers=headers).get(timeout=30)
+                producer.send(self._settings.prefix + record.topic, **_sent(record)).get(timeout=30)
             finally:
                 producer.close(timeout=1)
 
-    def _send(self, records: tuple[Record, ...], loop: asyncio.AbstractEventLoop) -> list[asyncio.Future[None]]:
-        if self._producer is None:
-            self._producer = self._connect()
-        prefix = self._settings.prefix
-        return [_append(self._producer, prefix, record, loop) for record in records]
+    def _send(self, group: Sequence[Sequence[Record]]) -> Sequence[KafkaError | None]:
+        """What became of each of the group, once all of it is settled."""
+        try:
+            producer = self._producer = self._producer or self._connect()
+        except KafkaError as error:
+            return [error] * len(group)
+        sent = [[self._append(producer, record) for record in records] for records in group]
+        producer.flush()
+        return [_failure(records) for records in sent]
+
+    def _append(self, producer: KafkaProducer, record: Record) -> Sent:
+        try:
+            return producer.send(self._settings.prefix + record.topic, **_sent(record))
+        except KafkaError as error:
+            return error
 
     def _connect(self) -> KafkaProducer:
         return KafkaProducer(
@@ -148,23 +165,16 @@ class KafkaBus:
         self._sender.shutdown()
 
 
-def _append(
-    producer: KafkaProducer, prefix: str, record: Record, loop: asyncio.AbstractEventLoop
-) -> asyncio.Future[None]:
-    waiter: asyncio.Future[None] = loop.create_future()
-    sent = producer.send(prefix + record.topic, value=record.value, key=record.key, headers=list(record.headers))
-    sent.add_callback(lambda _: loop.call_soon_threadsafe(_settle, waiter, None))
-    sent.add_errback(lambda error: loop.call_soon_threadsafe(_settle, waiter, error))
-    return waiter
-
-
-def _settle(waiter: asyncio.Future[None], error: BaseException | None) -> None:
-    if waiter.done():
-        return
-    if error is None:
-        waiter.set_result(None)
-    else:
-        waiter.set_exception(error)
+def _failure(sent: Sequence[Sent]) -> KafkaError | None:
+    """The first that went wrong."""
+    try:
+        for one in sent:
+            if isinstance(one, KafkaError):
+                return one
+            one.get(timeout=0)
+    except KafkaError as error:
+        return error
+    return None
 
 
 class _Puller:
@@ -182,7 +192,7 @@ class _Puller:
         self._parts: dict[TopicPartition, Offsets] = {}
         self._committed: dict[TopicPartition, int] = {}
         self._finished: queue.SimpleQueue[Taken] = queue.SimpleQueue()
-        self._handed: asyncio.Queue[tuple[Delivery, Taken]] = asyncio.Queue()
+        self._handed: asyncio.Queue[Sequence[tuple[Delivery, Taken]]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-pull")
 
@@ -201,12 +211,10 @@ class _Puller:
 
     async def _hand_over(self, lanes: Lanes) -> None:
         while True:
-            delivery, taken = await self._handed.get()
-            part, offsets, _ = taken
-            if (
-                self._parts.get(part) is offsets
-            ):  # else the partition moved, or was sent back: the record comes again there
-                await lanes.admit(delivery, partial(self._finished.put, taken))
+            for delivery, taken in await self._handed.get():
+                part, offsets, _ = taken
+                if self._parts.get(part) is offsets:  # else it moved, or was sent back: the record comes again there
+                    await lanes.admit(delivery, partial(self._finished.put, taken))
 
     def stop_fetching(self) -> None:
         """Start no more records; those that have a lane go on, the others are not acknowledged."""
@@ -240,6 +248,7 @@ class _Puller:
             consumer.close(autocommit=False)
 
     def _open(self) -> KafkaConsumer:
+        kafka_names.be_lenient()
         grouped = self._what.group is not None
         static = {"group_instance_id": f"{self._member}.{self._what.group}"} if grouped and self._member else {}
         consumer: KafkaConsumer = KafkaConsumer(
@@ -301,14 +310,17 @@ class _Puller:
             self._loop.call_soon_threadsafe(self._what.ready)
 
     def _hand(self, batch: Mapping[TopicPartition, list[ConsumerRecord]]) -> None:
-        for part, records in batch.items():
-            if part not in self._parts or self._parts[part].rewound(records[0].offset):
-                self._parts[part] = Offsets()
-            offsets = self._parts[part]
-            for record in records:
-                offsets.take(record.offset)
-                taken = (part, offsets, record.offset)
-                self._loop.call_soon_threadsafe(self._handed.put_nowait, (self._delivery(record), taken))
+        if batch:
+            handed = [one for part, records in batch.items() for one in self._taken(part, records)]
+            self._loop.call_soon_threadsafe(self._handed.put_nowait, handed)
+
+    def _taken(self, part: TopicPartition, records: list[ConsumerRecord]) -> list[tuple[Delivery, Taken]]:
+        if part not in self._parts or self._parts[part].rewound(records[0].offset):
+            self._parts[part] = Offsets()
+        offsets = self._parts[part]
+        for record in records:
+            offsets.take(record.offset)
+        return [(delivery_of(record, self._settings.prefix), (part, offsets, record.offset)) for record in records]
 
     def _collect(self, wait_s: float = 0.0) -> None:
         """Note what is finished; where nothing is yet, wait so long for it."""
@@ -332,7 +344,16 @@ class _Puller:
         except (CommitFailedError, RebalanceInProgressError) as error:
             log.info("commit put off", action="rebalance", group=self._what.group, reason=type(error).__name__)
 
-    def _delivery(self, record: ConsumerRecord) -> Delivery:
-        headers = tuple((str(name), bytes(value or b"")) for name, value in record.headers or ())
-        topic = record.topic.removeprefix(self._settings.prefix)
-        return Delivery(topic, record.partition, record.offset, record.key, record.value or b"", headers)
+
+def delivery_of(record: ConsumerRecord, prefix: str) -> Delivery:
+    """The record at its place, as its bytes are; `prefix` is taken off its topic's name."""
+    headers = tuple((str(name), bytes(value or b"")) for name, value in record.headers or ())
+    topic = record.topic.removeprefix(prefix)
+    value = Nothing() if record.value is None else record.value
+    return Delivery(topic, record.partition, record.offset, record.key, value, headers)
+
+
+def _sent(record: Record) -> dict[str, Any]:
+    """The record as kafka-python's producer wants it, which sends none without both key and value: that one's value is then empty."""
+    nothing = isinstance(record.value, Nothing) and record.key is not None
+    return {"value": None if nothing else bytes(record.value), "key": record.key, "headers": list(record.headers)}

@@ -12,6 +12,9 @@ from metier_infra.errors import BusGone
 from metier_infra.kafka_bus import CONNECTING, brokers
 from metier_infra.settings import KafkaSettings
 
+READABLE = {"compression.type": "uncompressed"}
+"""The broker unpacks what producers pack: a consumer here knows no lz4 or snappy, and would stand still at the first such record."""
+
 
 @dataclass(frozen=True)
 class Topic:
@@ -54,7 +57,7 @@ def _count(partitions: object) -> int:
 def _apply(admin: KafkaAdminClient, topic: Topic, have: int | None) -> TopicChange:
     if have is None:
         wanted = {"retention.ms": topic.retention_ms, "max.message.bytes": topic.max_message_bytes}
-        config = {name: str(value) for name, value in wanted.items() if value is not None}
+        config = READABLE | {name: str(value) for name, value in wanted.items() if value is not None}
         admin.create_topics(
             [NewTopic(topic.name, topic.partitions, topic.replication, topic_configs=config)], wait_for_metadata=True
         )

@@ -1,4 +1,7 @@
-"""Postgres as the journal's database, through psycopg 3. `compose` opens it; nothing else names it."""
+"""Postgres as the journal's database, through psycopg 3. `compose` opens it; nothing else names it.
+
+Writes go through `grouped`: those that are wanted at the same time are sent as one pipeline and committed once, in one round trip.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,21 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, cast
 
-from psycopg import AsyncConnection, OperationalError, errors
+from psycopg import AsyncConnection, AsyncCursor, OperationalError, errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from metier_infra.database import Params, Row, Statement
 from metier_infra.errors import BadSettings, FencedOff, JournalGone, SchemaBehind
+from metier_infra.grouped import Grouped
 
 _PARAMETER = re.compile(r":([a-z_][a-z_0-9]*)")
 _CLOCK = "extract(epoch FROM clock_timestamp())::double precision"
+_INSISTING = (
+    "WITH touched AS (SQL) SELECT touched.* FROM (SELECT 1 / count(*) AS share FROM touched) AS must"
+    " LEFT JOIN touched ON must.share >= 0"
+)
 
 
 class PostgresDatabase:
@@ -41,6 +49,7 @@ class PostgresDatabase:
             reconnect_timeout=5.0,
             kwargs={"autocommit": True, "row_factory": dict_row, "connect_timeout": 5},
         )
+        self._writes = Grouped(self._together, self._alone, JournalGone)
 
     async def open(self) -> PostgresDatabase:
         """Connect once, to know at once why it cannot be done; then start the pool. Raises `JournalGone`."""
@@ -71,7 +80,26 @@ class PostgresDatabase:
             return await cursor.fetchall()
 
     async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
-        """See `Database.write`. One statement is its own transaction."""
+        """See `Database.write`."""
+        return await self._writes.do(statements)
+
+    async def _together(self, writes: Sequence[Sequence[Statement]]) -> Sequence[Sequence[Sequence[Row]]]:
+        """One pipeline, which Postgres takes for one transaction. A `must` that touches no row breaks it on the server, so that nothing waits for a look at it."""
+        if len(writes) == 1 and len(writes[0]) == 1:
+            return [await self._alone(writes[0])]
+        async with self._connection() as connection:
+            try:
+                async with connection.pipeline():
+                    sent = [[await _send(connection, statement) for statement in write] for write in writes]
+            except Exception as error:
+                await connection.close()  # psycopg counts as prepared what the server skipped after the error
+                if isinstance(error, errors.DivisionByZero | errors.DeadlockDetected):
+                    raise FencedOff("a write of this group cannot be done with the others") from error
+                raise
+            return [[await _rows(cursor) for cursor in cursors] for cursors in sent]
+
+    async def _alone(self, statements: Sequence[Statement]) -> Sequence[Sequence[Row]]:
+        """One statement is its own transaction."""
         async with self._connection() as connection:
             if len(statements) == 1:
                 return [await _run(connection, statements[0])]
@@ -79,7 +107,8 @@ class PostgresDatabase:
                 return [await _run(connection, statement) for statement in statements]
 
     async def close(self) -> None:
-        """Close the pool."""
+        """Close the pool, after the writes that are under way."""
+        await self._writes.end()
         await self._pool.close()
 
 
@@ -87,7 +116,23 @@ async def _run(connection: AsyncConnection[Any], statement: Statement) -> Sequen
     cursor = await connection.execute(_translate(statement.sql), statement.params)
     if statement.must and cursor.rowcount < 1:
         raise FencedOff("this process no longer owns the run")
-    return cast("Sequence[Row]", await cursor.fetchall()) if cursor.description else []
+    return await _rows(cursor)
+
+
+async def _rows(cursor: AsyncCursor[Any]) -> Sequence[Row]:
+    found = cursor.pgresult
+    return cast("Sequence[Row]", await cursor.fetchall()) if found is not None and found.nfields else []
+
+
+async def _send(connection: AsyncConnection[Any], statement: Statement) -> AsyncCursor[Any]:
+    sql = _translate(_insisting(statement.sql) if statement.must else statement.sql)
+    return await connection.execute(sql, statement.params)
+
+
+@lru_cache(maxsize=128)
+def _insisting(sql: str) -> str:
+    """The same, except that it divides by zero, which ends the transaction, where it would touch no row."""
+    return _INSISTING.replace("SQL", sql if " RETURNING " in sql else f"{sql} RETURNING 1 AS one")
 
 
 @lru_cache(maxsize=512)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from metier_infra import metrics
 from metier_infra.errors import RetryLater
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ async def persist(what: str, work: Callable[[], Awaitable[T]], backoff: Backoff)
             return await work()
         except RetryLater as error:
             failures += 1
+            metrics.add(metrics.RETRIES, 1, {metrics.REASON: error.code})
             delay = backoff.delay(failures, error.after_s)
             if delay is None:
                 raise

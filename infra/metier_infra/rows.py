@@ -14,17 +14,32 @@ from pydantic import JsonValue
 
 from metier_infra.database import Row
 from metier_infra.events import RunCancelled, RunFailed, RunSucceeded
-from metier_infra.words import Answer, CallId, Failure, Limits, RunId, Stamp, Task, ToolCallId, Word
+from metier_infra.words import (
+    Allowance,
+    Answer,
+    CallId,
+    Failure,
+    Limits,
+    RunId,
+    Slot,
+    Spent,
+    Stamp,
+    Task,
+    ToolCallId,
+    Word,
+)
 
 RunStatus = Literal["accepted", "running", "parked", "succeeded", "failed", "cancelled"]
+Awaited = Literal["call", "wait", "run"]
+"""What a run may wait for: an agent's call, a time or a signal, the end of another run."""
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Run(Word):
     """One execution of one workflow version. Times are seconds since the epoch; money is USD.
 
-    `agents` are those that it had called when it ended; `announced` tells whether the terminal event reached the bus; `traceparent` is the root of the run's trace. Since `parked_at` it waits for
-    a person and is in no process's memory. `parent` is the run whose node started this one, `origin` the run that this one repeats or goes on with.
+    `partial` is what its graph's outputs held when a limit ended it. `agents` are those that it had called when it ended; `announced` tells whether the terminal event reached the bus; `traceparent` is the root of the run's trace. Since `parked_at` it does
+    nothing but wait, and is in no process's memory. `parent` is the run whose node started this one, `origin` the run that this one repeats or goes on with.
     """
 
     run_id: RunId
@@ -36,8 +51,11 @@ class Run(Word):
     input: dict[str, JsonValue]
     result: dict[str, JsonValue] | None = None
     failure: Failure | None = None
+    partial: dict[str, JsonValue] | None = None
     agents: tuple[Stamp, ...] | None = None
     cost_usd: float = 0.0
+    tokens: int = 0
+    tool_calls: int = 0
     traceparent: str
     tenant: str = "default"
     priority: int = 5
@@ -52,7 +70,14 @@ class Run(Word):
     accepted_at: float = 0.0
     started_at: float | None = None
     parked_at: float | None = None
+    parked_s: float = 0.0
     finished_at: float | None = None
+
+    @property
+    def spent(self) -> Spent:
+        """What it took in all, once it has ended; its time is that from its acceptance on, less that in which it was parked for a person."""
+        time_s = (self.finished_at or self.accepted_at) - self.accepted_at - self.parked_s
+        return Spent(usd=self.cost_usd, tokens=self.tokens, tool_calls=self.tool_calls, time_s=max(0.0, time_s))
 
     @property
     def ended(self) -> bool:
@@ -67,20 +92,22 @@ class Run(Word):
             "request_id": self.event_id,
             "workflow": self.workflow,
             "cost_usd": self.cost_usd,
+            "spent": self.spent,
             "agents": self.agents or (),
         }
         if self.status == "cancelled":
             return RunCancelled(**told, by=self.cancelled_by or "", note=self.cancel_note or "")
         if self.failure:
-            return RunFailed(**told, failure=self.failure)
+            return RunFailed(**told, failure=self.failure, partial=self.partial)
         return RunSucceeded(**told, result=self.result or {})
 
 
 class Call(Word):
     """One request to an agent: outbox for the run that asks, inbox for the answer.
 
-    `attempt` counts claims, `stamp` is what the last one worked under; `cancelled` says why the call was given up. Since `parked_at` it waits for a
-    person; `parked_s` is how long it did before, in seconds, by which `deadline` was moved on.
+    `slot` is where in its run it was asked. `attempt` counts claims, `stamp` is what the last one worked under; `cancelled` says why the call was given up. Since `parked_at` it waits for a
+    person; `parked_s` is how long it did before, in seconds, by which `deadline` was moved on. `allowance` is what was set aside for it, where its run or
+    tenant has limits. `cost_usd`, `tokens` and `tool_calls` are what it took; while `tokens` is None, that is not known yet.
     """
 
     call_id: CallId
@@ -88,11 +115,15 @@ class Call(Word):
     agent: str
     task: Task
     deadline: float
+    slot: Slot | None = None
     attempt: int = 0
     holder: str | None = None
     answer: Answer | None = None
     failure: Failure | None = None
     cost_usd: float = 0.0
+    tokens: int | None = None
+    tool_calls: int = 0
+    allowance: Allowance | None = None
     stamp: Stamp | None = None
     cancelled: str | None = None
     requested_at: float = 0.0
@@ -100,6 +131,13 @@ class Call(Word):
     parked_at: float | None = None
     parked_s: float = 0.0
     answered_at: float | None = None
+    awaited: int | None = None
+
+    @property
+    def spent(self) -> Spent:
+        """What it took so far, as far as its worker told; its time is that since it was first claimed, less that in which it was parked."""
+        time_s = (self.answered_at or self.parked_at or 0.0) - (self.claimed_at or math.inf) - self.parked_s
+        return Spent(usd=self.cost_usd, tokens=self.tokens or 0, tool_calls=self.tool_calls, time_s=max(0.0, time_s))
 
 
 class ToolCallRow(Word):
@@ -143,6 +181,37 @@ class Approval(Word):
     changed: dict[str, JsonValue] | None = None
     decided_at: float | None = None
     announced: bool = False
+
+
+class Wait(Word):
+    """What a node waits for beside calls and runs: the next signal called `name`, or, without a name, a time.
+
+    It ends at `due` at the latest (seconds since the epoch; None: never), `left_s` seconds from when it was read by the database's clock. `signal_id` and
+    `data` are those of the signal that ended it; without, its time was over.
+    """
+
+    wait_id: str
+    run_id: RunId
+    slot: Slot
+    name: str | None = None
+    due: float | None = None
+    left_s: float | None = None
+    asked_at: float = 0.0
+    ended_at: float | None = None
+    signal_id: str | None = None
+    data: JsonValue = None
+
+
+class Signal(Word):
+    """A signal that came for a run; `wait_id` is the wait that it ended, None while it is left for one."""
+
+    run_id: RunId
+    signal_id: str
+    name: str
+    data: JsonValue = None
+    sent_by: str
+    at: float
+    wait_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -230,10 +299,11 @@ def _quantile(weighed: Sequence[tuple[float, float]], share: float) -> float | N
     )
 
 
-_RUN_JSON = ("input", "result", "failure", "agents", "limits")
-_CALL_JSON = ("task", "answer", "failure", "stamp")
+_RUN_JSON = ("input", "result", "failure", "partial", "agents", "limits")
+_CALL_JSON = ("task", "answer", "failure", "stamp", "slot", "allowance")
 _TOOL_JSON = ("arguments", "result")
 _APPROVAL_JSON = ("arguments", "stamp", "changed")
+_WAIT_JSON = ("slot", "data")
 
 
 def _loaded(row: Row, fields: Sequence[str]) -> Mapping[str, Any]:
@@ -258,3 +328,13 @@ def tool_call_of(row: Row) -> ToolCallRow:
 def approval_of(row: Row) -> Approval:
     """The approval in a row of the table."""
     return Approval.model_validate(_loaded(row, _APPROVAL_JSON))
+
+
+def wait_of(row: Row) -> Wait:
+    """The wait in a row of the table."""
+    return Wait.model_validate(_loaded(row, _WAIT_JSON))
+
+
+def signal_of(row: Row) -> Signal:
+    """The signal in a row of the table."""
+    return Signal.model_validate(_loaded(row, _WAIT_JSON))

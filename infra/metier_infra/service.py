@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Generator, Mapping
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import structlog
 
 from metier_infra import telemetry
 from metier_infra.bus import Bus, Consumption, Handler
-from metier_infra.errors import BuryRecord, BusGone, Defect, MetierError, TooLarge, UnknownEvent
+from metier_infra.errors import BuryRecord, BusGone, Defect, FarFuture, MetierError, TooLarge, UnknownEvent
 from metier_infra.events import DEAD_LETTERS, Event
 from metier_infra.messages import Delivery, Envelope, Record, decode, encode
 from metier_infra.retry import Backoff, persist
@@ -28,11 +31,19 @@ EventHandler = Callable[[Envelope[Any], Delivery], Awaitable[None]]
 """Takes the event of the one type that it is registered for."""
 
 
+_group: ContextVar[str | None] = ContextVar("consumer group", default=None)
+"""The group for which this task handles records; its spans say so."""
+
+
 def _nothing() -> None:
     return
 
 
 PATIENT = Backoff(first_s=0.05, ceiling_s=5.0)
+AHEAD = timedelta(days=1)
+"""How far an event's time may be ahead of the clock here."""
+LONGEST_REASON = 2000
+"""The most characters of a dead letter's reason."""
 
 
 def retried(handle: Handler, backoff: Backoff = PATIENT) -> Handler:
@@ -74,32 +85,56 @@ def buried(handle: Handler, bus: Bus) -> Handler:
         except BuryRecord as error:
             log.warning("record buried", action="bury", topic=delivery.topic, partition=delivery.partition, offset=delivery.offset,
                         reason=error.code, error=str(error))  # fmt: skip
-            try:
-                await bus.publish(dead_letter(delivery, error))
-            except TooLarge:  # the original still lies at its place, which the headers name
-                await bus.publish(replace(dead_letter(delivery, error), value=b""))
+            await _bury(bus, delivery, error)
 
     return layer
 
 
-def dead_letter(delivery: Delivery, error: BuryRecord) -> Record:
-    """The record that keeps `delivery` as it was, with where it lay and why it could not be handled."""
+async def _bury(bus: Bus, delivery: Delivery, error: BuryRecord) -> None:
+    """Publish the dead letter. What does not fit is left out, the largest part first: the original lies at its place, which the letter names."""
+    sizes = {"value": len(delivery.value), "key": len(delivery.key or b""), "headers": _size(delivery.headers)}
+    parts = sorted(sizes, key=lambda part: -sizes[part])
+    for count in range(len(parts)):
+        with suppress(TooLarge):
+            await bus.publish(dead_letter(delivery, error, without=parts[:count]))
+            return
+    await bus.publish(dead_letter(delivery, error, without=parts))
+
+
+def _size(headers: Sequence[tuple[str, bytes]]) -> int:
+    return sum(len(name) + len(value) for name, value in headers)
+
+
+def dead_letter(delivery: Delivery, error: BuryRecord, without: Sequence[str] = ()) -> Record:
+    """The record that keeps `delivery` as it was, with where it lay and why it could not be handled.
+
+    `without` are those of its parts (value, key, headers) that are too large to be kept; a header says which.
+    """
     why = {
         "metier-dead-reason": error.code,
-        "metier-dead-message": str(error),
+        "metier-dead-message": str(error)[:LONGEST_REASON],
         "metier-dead-topic": delivery.topic,
         "metier-dead-partition": str(delivery.partition),
         "metier-dead-offset": str(delivery.offset),
+        "metier-dead-at": f"{time.time():.3f}",
     }
-    headers = (*delivery.headers, *((name, value.encode(errors="backslashreplace")) for name, value in why.items()))
-    return Record(DEAD_LETTERS, delivery.key, delivery.value, headers)
+    why |= {"metier-dead-without": " ".join(sorted(without))} if without else {}
+    told = tuple((name, value.encode(errors="backslashreplace")) for name, value in why.items())
+    return Record(
+        DEAD_LETTERS,
+        None if "key" in without else delivery.key,
+        b"" if "value" in without else delivery.value,
+        told if "headers" in without else (*delivery.headers, *told),
+    )
 
 
 def dispatch(handlers: Mapping[type[Event], EventHandler]) -> Handler:
-    """Decode a record and hand it to the handler of its type. Raises `Undecodable` or `UnknownEvent`."""
+    """Decode a record and hand it to the handler of its type. Raises `Undecodable`, `UnknownEvent` or `FarFuture`."""
 
     async def handle(delivery: Delivery) -> None:
         envelope = decode(delivery)
+        if envelope.time > datetime.now(UTC) + AHEAD:
+            raise FarFuture(f"the event says that it is of {envelope.time.isoformat()}; the clock here is behind that by more than a day")  # fmt: skip
         handler = handlers.get(type(envelope.data))
         if handler is None:
             raise UnknownEvent(f"{envelope.data.TYPE} does not belong on {delivery.topic}")
@@ -113,8 +148,11 @@ def processing(
     envelope: Envelope[Event], delivery: Delivery, *, parent: str | None = None
 ) -> Generator[telemetry.Span]:
     """The consumer's span of a hop: linked to the send; its child too, unless `parent` (a run's root) says otherwise."""
-    attributes: Mapping[str, telemetry.Value] = {
+    attributes: Mapping[str, telemetry.Value | None] = {
         **telemetry.messaging(delivery.topic, "process"),
+        telemetry.GROUP: _group.get(),
+        telemetry.MESSAGE_KEY: envelope.key or None,
+        telemetry.MESSAGE_CONVERSATION_ID: getattr(envelope.data, "run_id", None),
         telemetry.PARTITION: str(delivery.partition),
         telemetry.OFFSET: delivery.offset,
     }
@@ -140,7 +178,11 @@ async def send(bus: Bus, topic: str, *events: Envelope[Any], parent: str | None 
 
 
 def _sending(topic: str, event: Envelope[Any], parent: str | None) -> AbstractContextManager[telemetry.Span]:
-    attributes = {**telemetry.messaging(topic, "send"), telemetry.MESSAGE_KEY: event.key}
+    attributes = {
+        **telemetry.messaging(topic, "send"),
+        telemetry.MESSAGE_KEY: event.key,
+        telemetry.MESSAGE_CONVERSATION_ID: getattr(event.data, "run_id", None),
+    }
     above = None if telemetry.current() else parent
     return telemetry.span(telemetry.send(topic), "producer", parent=above, attributes=attributes)
 
@@ -153,6 +195,7 @@ async def serve(bus: Bus, what: Consumption, handlers: Mapping[type[Event], Even
     async def consume() -> None:
         await bus.consume(what, waited, stop)
 
+    _group.set(what.group)
     while not stop.is_set():
         try:
             await consume()

@@ -102,7 +102,8 @@ class ToolSettings(BaseSettings):
         "code,command,mcp,function", description="kinds of tools that this tool runner serves, comma-separated"
     )
     blobs: Path = Field(
-        Path(".metier/blobs"), description="folder for files too large to travel inside a result; shared by roles"
+        Path(".metier/blobs"),
+        description="folder for files too large to travel inside a result, shared by roles; and for data of events, where there is no Postgres",
     )
 
 
@@ -125,6 +126,12 @@ class RoleSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_")
 
+    inline_bytes: int = Field(
+        256 << 10,
+        ge=1 << 10,
+        le=4 << 20,
+        description="data of an event that is larger goes into the blob store, and the event carries a claim on it; bytes",
+    )
     instance: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
         description="this process's name; a name that survives a restart (a StatefulSet pod) lets it take its own work up at once",
@@ -134,6 +141,11 @@ class RoleSettings(BaseSettings):
         "info", description="what a role writes to standard error"
     )
     drain_s: float = Field(25.0, gt=0, description="after SIGTERM, running work has this long to end; seconds")
+    park_after_s: float = Field(
+        60.0,
+        gt=0,
+        description="a run that did nothing but wait for so long leaves the orchestrator's memory until there is news; seconds",
+    )
     runs: int = Field(
         1000, ge=1, description="runs that one orchestrator has in flight at a time; others wait for their turn"
     )
@@ -141,6 +153,27 @@ class RoleSettings(BaseSettings):
     workflows: str = Field("metier.examples.specialists", description="modules that declare workflows, comma-separated")
     agents: Path | None = Field(None, description="folder of agent files; none: the three that ship as examples")
     safety: Path | None = Field(None, description="folder of safety bundles; none: those that ship as examples")
+    failpoints: str = Field(
+        "", description="for tests alone: where this process dies or stalls, `POINT=crash@3;POINT=sleep:2`"
+    )
+    tenants: Path | None = Field(
+        None, description="file that says what each tenant may take; none: all alike, without limits"
+    )
+    schedules: Path | None = Field(None, description="file of runs that start by the clock; none: none do")
+    progress: Literal["all", "few", "none"] = Field(
+        "all",
+        description="what is told of a run on `metier.events` while it is under way: `few` leaves out nodes, tool calls and text, `none` also calls and parking",
+    )
+    trace_window_s: float = Field(
+        600.0,
+        gt=0,
+        description="a run that is taken up later than this after its trace began goes on in a new one, linked with it; seconds",
+    )
+    version_grace_s: float = Field(
+        300.0,
+        ge=0,
+        description="a run whose version of its workflow no orchestrator has served for this long ends failed; seconds",
+    )
 
 
 SETTINGS: tuple[type[BaseSettings], ...] = (

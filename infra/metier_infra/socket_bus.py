@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from metier_infra.bus import Bus, Consumption, Handler, Lanes
+from metier_infra.bus import Bus, Consumption, Handler, Lanes, MemoryBus
 from metier_infra.errors import BusGone, MissingService
-from metier_infra.messages import Delivery, Record
+from metier_infra.messages import Delivery, Nothing, Record
 
 LINE_LIMIT = 32 << 20
 """The longest line that is read, in bytes; a record's value grows by a third in base64."""
@@ -26,15 +26,23 @@ LINE_LIMIT = 32 << 20
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(value)
     fields["key"] = None if fields["key"] is None else base64.b64encode(fields["key"]).decode()
-    fields["value"] = base64.b64encode(fields["value"]).decode()
+    fields["value"] = _told(fields["value"])
     fields["headers"] = [[name, base64.b64encode(header).decode()] for name, header in fields["headers"]]
     return fields
+
+
+def _told(value: bytes) -> str | None:
+    return None if isinstance(value, Nothing) else base64.b64encode(value).decode()
+
+
+def _heard(value: str | None) -> bytes:
+    return Nothing() if value is None else base64.b64decode(value)
 
 
 def _rich(fields: Mapping[str, Any]) -> dict[str, Any]:
     key = None if fields["key"] is None else base64.b64decode(fields["key"])
     headers = tuple((name, base64.b64decode(header)) for name, header in fields["headers"])
-    return {**fields, "key": key, "value": base64.b64decode(fields["value"]), "headers": headers}
+    return {**fields, "key": key, "value": _heard(fields["value"]), "headers": headers}
 
 
 class _Line:
@@ -112,12 +120,23 @@ async def _attend(bus: Bus, line: _Line) -> None:
             if asked["do"] == "publish":
                 await bus.publish(*[Record(**_rich(record)) for record in asked["records"]])
                 await line.say({"done": "publish"})
+            elif asked["do"] == "scan":
+                await _lend_scan(bus, line, asked["topic"])
             else:
                 await _lend_consumption(bus, line, asked)
     except (BusGone, OSError, ValueError, KeyError, TypeError):
         return  # a client that left in the middle, or is not one of ours, costs only its own connection
     finally:
         await line.hang_up()
+
+
+async def _lend_scan(bus: Bus, line: _Line, topic: str) -> None:
+    """Show all that a topic holds. Only a bus in memory is lent out: it has a topic at hand."""
+    if not isinstance(bus, MemoryBus):
+        raise TypeError(f"a {type(bus).__name__} cannot be scanned through a socket")
+    for delivery in bus.records(topic):
+        await line.say({"delivery": _plain(asdict(delivery))})
+    await line.say({"done": "scan"})
 
 
 async def _lend_consumption(bus: Bus, line: _Line, asked: Mapping[str, Any]) -> None:
@@ -170,6 +189,18 @@ class SocketBus:
             await line.say({"do": "publish", "records": [_plain(asdict(record)) for record in records]})
             if await line.hear() is None:
                 raise BusGone(f"the `metier dev` at {self._path} ended before it took the record")
+        finally:
+            await line.hang_up()
+
+    async def scan(self, topic: str, look: Callable[[Delivery], None]) -> None:
+        """See `metier_infra.dead_letters.Scan`: what the other process's bus holds in memory."""
+        line = await self._call()
+        try:
+            await line.say({"do": "scan", "topic": topic})
+            while (said := await line.hear()) is not None and "delivery" in said:
+                look(Delivery(**_rich(said["delivery"])))
+            if said is None:
+                raise BusGone(f"the `metier dev` at {self._path} ended")
         finally:
             await line.hang_up()
 

@@ -1,6 +1,7 @@
 """SQLite as the journal's database: the embedded default. `compose` opens it; nothing else names it.
 
-One connection on one thread, WAL, fsync at every commit. A file lock makes a second process fail with a clear sentence.
+One connection on one thread, WAL, fsync at every commit; writes that are wanted at the same time share a commit (`grouped`).
+A file lock makes a second process fail with a clear sentence.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import IO, TypeVar
 
 from metier_infra.database import Params, Row, Statement
 from metier_infra.errors import FencedOff, JournalGone, MissingService, SchemaBehind
+from metier_infra.grouped import Grouped
 
 T = TypeVar("T")
 _NOW = re.compile(r":now\b")
@@ -33,6 +35,7 @@ class SqliteDatabase:
         self._read_only = read_only
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._lock: IO[str] | None = None
+        self._writes = Grouped(self._together, self._alone, JournalGone)
         try:
             self._connection = self._thread.submit(self._open).result()
         except BaseException:
@@ -82,22 +85,29 @@ class SqliteDatabase:
 
     async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
         """See `Database.write`."""
-        return await self._call(lambda: self._transaction(statements))
+        return await self._writes.do(statements)
 
-    def _transaction(self, statements: Sequence[Statement]) -> Sequence[Sequence[Row]]:
+    async def _together(self, writes: Sequence[Sequence[Statement]]) -> Sequence[Sequence[Sequence[Row]]]:
+        return await self._call(lambda: self._transaction(writes))
+
+    async def _alone(self, statements: Sequence[Statement]) -> Sequence[Sequence[Row]]:
+        return (await self._together([statements]))[0]
+
+    def _transaction(self, writes: Sequence[Sequence[Statement]]) -> Sequence[Sequence[Sequence[Row]]]:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            results: list[Sequence[Row]] = []
-            for statement in statements:
-                rows, touched = self._rows(statement.sql, statement.params)
-                if statement.must and not (rows or touched > 0):
-                    raise FencedOff("this process no longer owns the run")
-                results.append(rows)
+            results = [[self._run(statement) for statement in write] for write in writes]
         except BaseException:
             self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
         return results
+
+    def _run(self, statement: Statement) -> list[Row]:
+        rows, touched = self._rows(statement.sql, statement.params)
+        if statement.must and not (rows or touched > 0):
+            raise FencedOff("this process no longer owns the run")
+        return rows
 
     def _rows(self, sql: str, params: Params) -> tuple[list[Row], int]:
         cursor = self._connection.execute(_NOW.sub(_CLOCK, sql), dict(params))
@@ -105,7 +115,8 @@ class SqliteDatabase:
         return rows, cursor.rowcount
 
     async def close(self) -> None:
-        """Close the file and end the thread."""
+        """Close the file and end the thread, after the writes that are under way."""
+        await self._writes.end()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
         self._thread.shutdown()
         if self._lock is not None:

@@ -1,17 +1,24 @@
 """OpenTelemetry, fenced: span names, attributes, context across a hop, and the exporter.
 
 Names follow the GenAI and messaging semantic conventions (v1.44, in development); this module is the only place that spells them.
-`compose` calls `start`; the bus adapters, orchestrator, worker and tool runner open spans. Content is recorded only where a safety bundle says `capture`.
+`compose` calls `start`; the bus adapters, orchestrator, worker and tool runner open spans. Where nothing is exported no span is made, and
+a hop carries on the context that it came with. Content is recorded only where a safety bundle says `capture`.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar, Token
+from threading import Event
+from types import TracebackType
+from typing import Literal, Protocol, Self
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
@@ -55,12 +62,18 @@ ERROR_TYPE = "error.type"
 PARTITION = "messaging.destination.partition.id"
 OFFSET = "messaging.kafka.offset"
 MESSAGE_KEY = "messaging.kafka.message.key"
+BATCH = "messaging.batch.message_count"
+GROUP = "messaging.consumer.group.name"
+MESSAGE_CONVERSATION_ID = "messaging.message.conversation_id"
 SANDBOX_CONTAINER = "metier.sandbox.container.id"
 SANDBOX_IMAGE = "metier.sandbox.image.digest"
 SANDBOX_WAIT_MS = "metier.sandbox.wait_ms"
 SANDBOX_COLD = "metier.sandbox.cold"
 SANDBOX_EXIT_CODE = "metier.sandbox.exit_code"
 SANDBOX_STATUS = "metier.sandbox.status"
+
+ROOT = "root"
+"""In place of a parent: the span begins a new trace."""
 
 _propagator = TraceContextTextMapPropagator()
 _kinds = {
@@ -70,6 +83,7 @@ _kinds = {
     "consumer": SpanKind.CONSUMER,
 }
 _provider: list[TracerProvider] = []
+_exporting = Event()
 
 
 def stamped(stamp: Stamp | None) -> Mapping[str, Value | None]:
@@ -103,9 +117,19 @@ def execute_tool(name: str) -> str:
     return f"execute_tool {name}"
 
 
+def settle(tool: str) -> str:
+    """The span of what follows from a decision about a tool call that waited."""
+    return f"settle_approval {tool}"
+
+
 def send(topic: str) -> str:
     """The producer's span of a hop."""
     return f"send {topic}"
+
+
+def schedule(name: str) -> str:
+    """The span of a run's start by the clock."""
+    return f"schedule {name}"
 
 
 def process(topic: str) -> str:
@@ -132,29 +156,82 @@ SANDBOX_LEASE = "sandbox.lease"
 SANDBOX_EXEC = "sandbox.exec"
 
 
-class Span:
+class Span(Protocol):
     """The open span, for those who add what they learn."""
+
+    def set(self, attributes: Mapping[str, Value | None]) -> None:
+        """Add attributes; those that are None are left out."""
+        ...
+
+    def event(self, name: str, attributes: Mapping[str, Value]) -> None:
+        """Add something that happened within."""
+        ...
+
+    def fail(self, kind: str, message: str = "") -> None:
+        """Mark the span failed with an `error.type`."""
+        ...
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C `traceparent` of this span, to carry over a hop."""
+        ...
+
+
+class _Recorded:
+    """A span that is exported."""
 
     def __init__(self, inner: trace.Span) -> None:
         self._inner = inner
 
     def set(self, attributes: Mapping[str, Value | None]) -> None:
-        """Add attributes; those that are None are left out."""
+        """See `Span`."""
         self._inner.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
     def event(self, name: str, attributes: Mapping[str, Value]) -> None:
-        """Add something that happened within."""
+        """See `Span`."""
         self._inner.add_event(name, attributes)
 
     def fail(self, kind: str, message: str = "") -> None:
-        """Mark the span failed with an `error.type`."""
+        """See `Span`."""
         self._inner.set_attribute(ERROR_TYPE, kind)
         self._inner.set_status(Status(StatusCode.ERROR, message or kind))
 
     @property
     def traceparent(self) -> str:
-        """The W3C `traceparent` of this span, to carry over a hop."""
+        """See `Span`."""
         return _format(self._inner.get_span_context())
+
+
+_CONTEXT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_carried: ContextVar[str | None] = ContextVar("traceparent", default=None)
+
+
+class _Carried:
+    """In place of a span where nothing is exported: the context of the nearest span that somebody recorded goes on, or a new one begins."""
+
+    def __init__(self, parent: str | None) -> None:
+        known = parent if parent and _CONTEXT.fullmatch(parent) else None if parent == ROOT else current()
+        self.traceparent = known or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+        self._before: Token[str | None] | None = None
+
+    def __enter__(self) -> Self:
+        self._before = _carried.set(self.traceparent)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            _carried.reset(self._before)
+
+    def set(self, attributes: Mapping[str, Value | None]) -> None:
+        """See `Span`."""
+
+    def event(self, name: str, attributes: Mapping[str, Value]) -> None:
+        """See `Span`."""
+
+    def fail(self, kind: str, message: str = "") -> None:
+        """See `Span`."""
 
 
 def start(role: str, instance: str, exporter: SpanExporter | None = None) -> None:
@@ -169,26 +246,22 @@ def start(role: str, instance: str, exporter: SpanExporter | None = None) -> Non
     )
     if exporter is not None:
         provider.add_span_processor(SimpleSpanProcessor(exporter))
+        _exporting.set()
     elif os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
+        _exporting.set()
     _provider.append(provider)
 
 
 def stop() -> None:
     """Export what is left and end the exporter; called when the role ends."""
+    _exporting.clear()
     while _provider:
         _provider.pop().shutdown()
 
 
-def _tracer() -> trace.Tracer:
-    if not _provider:
-        start("library", "none")
-    return _provider[0].get_tracer("metier", schema_url=SCHEMA_URL)
-
-
-@contextmanager
 def span(
     name: str,
     kind: Kind = "internal",
@@ -196,18 +269,27 @@ def span(
     parent: str | None = None,
     links: Sequence[str | None] = (),
     attributes: Mapping[str, Value | None] | None = None,
-) -> Generator[Span]:
-    """Open a span under `parent` (a `traceparent`; none: the current span), linked to other `traceparent`s.
+) -> AbstractContextManager[Span]:
+    """Open a span under `parent` (a `traceparent`; none: the current span; `ROOT`: none at all), linked to other `traceparent`s.
 
     An exception that passes through marks it failed with `error.type` and goes on.
     """
-    context = trace.set_span_in_context(NonRecordingSpan(remote)) if parent and (remote := _parse(parent)) else None
+    return _recorded(name, kind, parent, links, attributes or {}) if _exporting.is_set() else _Carried(parent)
+
+
+@contextmanager
+def _recorded(
+    name: str, kind: Kind, parent: str | None, links: Sequence[str | None], attributes: Mapping[str, Value | None]
+) -> Generator[Span]:
+    remote = _parse(parent) if parent else None
+    context = trace.set_span_in_context(NonRecordingSpan(remote)) if remote else Context() if parent == ROOT else None
     linked = [Link(found) for link in links if link and (found := _parse(link))]
-    with _tracer().start_as_current_span(
+    tracer = _provider[0].get_tracer("metier", schema_url=SCHEMA_URL)
+    with tracer.start_as_current_span(
         name, context, _kinds[kind], links=linked, record_exception=False, set_status_on_exception=False
     ) as inner:
-        opened = Span(inner)
-        opened.set(attributes or {})
+        opened = _Recorded(inner)
+        opened.set(attributes)
         try:
             yield opened
         except BaseException as error:
@@ -217,6 +299,8 @@ def span(
 
 def current() -> str | None:
     """The `traceparent` of the current span, or None outside any."""
+    if (carried := _carried.get()) is not None:
+        return carried
     context = trace.get_current_span().get_span_context()
     return _format(context) if context.is_valid else None
 

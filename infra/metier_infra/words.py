@@ -14,11 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 RunId = NewType("RunId", str)
 CallId = NewType("CallId", str)
 ToolCallId = NewType("ToolCallId", str)
+Slot = tuple[str, str, int]
+"""Where in a run something is asked or decided: the node's task, a digest of what, and how often it was there before. With the run's id it makes the id."""
 
 
 def stable_id(*parts: str | int) -> str:
     """32 hex characters that depend on the parts alone: the same work has the same id after any crash."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def source_below(run_id: RunId) -> str:
+    """The source of the requests by which a run starts others."""
+    return f"/metier/runs/{run_id}"
 
 
 class Word(BaseModel):
@@ -98,13 +105,41 @@ class Stamp(Word):
     safety_digest: str = ""
 
 
+class Spent(Word):
+    """What a call or a run took: USD, tokens that models read and wrote, tool calls that were really made, and seconds."""
+
+    usd: float = 0.0
+    tokens: int = 0
+    tool_calls: int = 0
+    time_s: float = 0.0
+
+
+class Allowance(Word):
+    """What one call may take at the most; it is set aside for the call before that is sent. None: no limit.
+
+    `cut` names what of it (`usd`, `tokens`, `tool_calls`, `time`) is less than the call would have had without the limits of others. `economy`: the agent's cheapest model
+    answers, in place of the one that it names.
+    """
+
+    usd: float | None = None
+    tokens: int | None = None
+    tool_calls: int | None = None
+    cut: tuple[str, ...] = ()
+    economy: bool = False
+
+
 class AgentCard(Word):
-    """What a workflow may know of an agent: skills are what it says it is good at, 0 to 1 by category."""
+    """What a workflow may know of an agent: skills are what it says it is good at, 0 to 1 by category; `takes` is what one call takes at the most.
+
+    `priced`: what its models charge is known, so that a limit on money can be kept.
+    """
 
     name: str
     model: str
     policy: str
     skills: dict[str, float] = {}
+    takes: Allowance = Allowance()
+    priced: bool = True
     stamp: Stamp | None = None
 
 
@@ -135,14 +170,15 @@ Remark = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$"
 
 
 class Limits(Word):
-    """What a run may take at the most: USD, model tokens (in and out), tool calls, and seconds from its acceptance on (the time that it waits for persons aside).
+    """What a run may take at the most: USD, model tokens (in and out), tool calls, and seconds from its acceptance on (the time that it is parked for a person aside).
 
-    None: no limit. `at_limit` says what happens where the next call would go beyond: `stop` ends the run with what it has so far and the reason;
-    `smaller` asks the agent's cheapest fallback in place of its model; `fewer` asks fewer members of a panel. Where these do not help either, the run stops.
+    None: no limit. `at_limit` says what happens where a call cannot have what it may need: `stop` gives it what is left; `smaller` also asks the cheapest
+    of the agent's models in place of the one that it names; `fewer` asks fewer members of a panel. Once nothing is left, the run ends with the reason and
+    what it has so far. Where no tool call is left, agents go without tools.
     """
 
-    usd: Annotated[float, Field(ge=0)] | None = None
+    usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     tokens: Annotated[int, Field(ge=0)] | None = None
     tool_calls: Annotated[int, Field(ge=0)] | None = None
-    time_s: Annotated[float, Field(gt=0)] | None = None
+    time_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     at_limit: Literal["stop", "smaller", "fewer"] = "stop"

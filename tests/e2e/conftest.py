@@ -271,8 +271,10 @@ def receiver() -> Generator[Receiver]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
             request = ExportTraceServiceRequest()
-            request.ParseFromString(self.rfile.read(int(self.headers["content-length"])))
+            if self.path == "/v1/traces":  # metrics come too
+                request.ParseFromString(body)
             for resource in request.resource_spans:
                 service = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
                 spans.extend((service, span) for scope in resource.scope_spans for span in scope.spans)

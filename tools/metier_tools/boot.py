@@ -21,6 +21,7 @@ import structlog
 from pydantic import JsonValue
 
 from metier_infra.errors import EngineGone, MetierError, MissingPackage, MissingService
+from metier_infra.failpoints import failpoint
 from metier_infra.settings import SandboxSettings
 from metier_tools import inside, limits, owner
 from metier_tools.bare import PARKED, BareLine
@@ -139,6 +140,7 @@ class Boot:
             proxy, user = self._proxy(plan.recipe.profile, undo), self._user()
             undo.callback(self._users.discard, user)
             container = self._engine.create(self._config(name, plan, proxy, user))
+            failpoint("container.created")
             undo.callback(self._engine.remove, container)
             try:
                 stream = undo.enter_context(self._engine.attach(container))

@@ -15,7 +15,7 @@ import structlog
 
 from metier_infra.errors import EngineGone, LaneGone, MetierError, MissingService
 from metier_infra.settings import SandboxSettings
-from metier_tools import owner, selftest
+from metier_tools import measuring, owner, selftest
 from metier_tools.boot import Boot, Box
 from metier_tools.docker_engine import Engine
 from metier_tools.pool import Pool, Sizes
@@ -93,6 +93,7 @@ class DockerSandbox:
     def check(self) -> None:
         """See `Sandbox.check`."""
         missing = [one.name for one in self.findings() if not one.holds]
+        measuring.tested(len(missing))
         if missing:
             raise MissingService(f"this container engine does not enforce: {'; '.join(missing)}")
 

@@ -19,7 +19,7 @@ from pydantic import JsonValue
 from metier_infra import telemetry
 from metier_infra.blobs import Blobs
 from metier_infra.errors import ServerBroken
-from metier_tools import function_call
+from metier_tools import function_call, measuring
 from metier_tools.command_line import argv_of, stdin_of
 from metier_tools.declare import filled
 from metier_tools.kept import kept
@@ -116,11 +116,13 @@ class Execution:
             with telemetry.span(telemetry.SANDBOX_LEASE, attributes=telemetry.stamped(call.stamp)) as span:
                 held = stack.enter_context(self._sandbox.hold(call.run_id, call.deadline - time.time(), recipe))
                 span.set(_where(held))
+                measuring.held(held)
             left_s = max(0.001, min(request.timeout_s, call.deadline - time.time()))
             where = {**_where(held), **telemetry.stamped(call.stamp)}
             with telemetry.span(telemetry.SANDBOX_EXEC, attributes=where) as span, holding(held):
                 outcome = held.run(replace(request, timeout_s=left_s))
                 span.set({telemetry.SANDBOX_STATUS: outcome.status, telemetry.SANDBOX_EXIT_CODE: outcome.exit_code})
+                measuring.ran(outcome)
                 for attempt in outcome.attempts:
                     span.event(telemetry.EGRESS, _used(attempt))
         told = self._told(outcome, tool, scrub)

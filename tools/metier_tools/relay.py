@@ -19,6 +19,7 @@ import structlog
 from pydantic import ValidationError
 
 from metier_infra.errors import LaneGone
+from metier_infra.failpoints import failpoint
 from metier_infra.words import Word
 from metier_tools.reply import Reply, call_digest, reply_to, seal
 from metier_tools.runner import Runner
@@ -111,6 +112,7 @@ class _Connection(socketserver.StreamRequestHandler):
                 server.ready()
             else:
                 server.take(line)
+                failpoint("tool.replied")
                 with suppress(OSError):  # a child that died meanwhile needs no more; its copy comes again
                     self.wfile.write(DONE + b"\n")
 

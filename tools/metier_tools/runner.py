@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from metier_infra import telemetry
 from metier_infra.errors import DeadlineMissed
+from metier_infra.failpoints import failpoint
 from metier_tools import grant
 from metier_tools.execution import Holding
 from metier_tools.once import Once
@@ -94,7 +95,9 @@ class Runner:
     def _observed(self, call: ToolCall, holding: Holding) -> ToolResult:
         name = telemetry.execute_tool(call.tool)
         with telemetry.span(name, parent=call.traceparent, attributes=_about(call)) as span:
+            failpoint("tool.taken")
             result = self._execute(call, holding)
+            failpoint("tool.executed")
             span.set({telemetry.SANDBOX_STATUS: result.status})
             if not result.ok:
                 span.fail(result.status)

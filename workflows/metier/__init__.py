@@ -12,21 +12,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metier_infra.words import AgentCard, Answer, Candidate, Decision, Task
+    from metier_infra.errors import CallFailed, DeadlineMissed, LimitReached, SubRunFailed
+    from metier_infra.words import AgentCard, Answer, Candidate, Decision, Limits, Task
     from metier_tools.declare import tool
     from metier_tools.profile import Egress, Profile
     from metier_tools.toolbox import Tool
-    from metier_workflows.node import Agent, agent, agents, decide
+    from metier_workflows.node import Agent, Retry, agent, agents, decide, signal, sleep, sleep_until, subrun
     from metier_workflows.panel import Synthesis, plain, synthesise
     from metier_workflows.routing import choose, rank
     from metier_workflows.workflow import Workflow, workflow
 
 _HOMES = {
-    "metier_infra.words": ("AgentCard", "Answer", "Candidate", "Decision", "Task"),
+    "metier_infra.errors": ("CallFailed", "DeadlineMissed", "LimitReached", "SubRunFailed"),
+    "metier_infra.words": ("AgentCard", "Answer", "Candidate", "Decision", "Limits", "Task"),
     "metier_tools.declare": ("tool",),
     "metier_tools.profile": ("Egress", "Profile"),
     "metier_tools.toolbox": ("Tool",),
-    "metier_workflows.node": ("Agent", "agent", "agents", "decide"),
+    "metier_workflows.node": (
+        *("Agent", "Retry", "agent", "agents", "decide"),
+        *("signal", "sleep", "sleep_until", "subrun"),
+    ),
     "metier_workflows.panel": ("Synthesis", "plain", "synthesise"),
     "metier_workflows.routing": ("choose", "rank"),
     "metier_workflows.workflow": ("Workflow", "workflow"),
@@ -36,10 +41,16 @@ __all__ = [
     "Agent",
     "AgentCard",
     "Answer",
+    "CallFailed",
     "Candidate",
+    "DeadlineMissed",
     "Decision",
     "Egress",
+    "LimitReached",
+    "Limits",
     "Profile",
+    "Retry",
+    "SubRunFailed",
     "Synthesis",
     "Task",
     "Tool",
@@ -50,6 +61,10 @@ __all__ = [
     "decide",
     "plain",
     "rank",
+    "signal",
+    "sleep",
+    "sleep_until",
+    "subrun",
     "synthesise",
     "tool",
     "workflow",

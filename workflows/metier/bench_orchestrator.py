@@ -1,7 +1,8 @@
-"""`metier bench orchestrator`: what a durable call costs, embedded and over real services, beside the floors of the same run.
+"""`metier bench orchestrator`: what a durable call costs, embedded and over real services, beside the floors and the peers of the same run.
 
-Distributed, it starts an orchestrator and an agent worker of its own, under a Kafka prefix and in a database of its own, so it may
-run beside `make up`. The agent's model is scripted, so what is measured is the path and nothing else.
+Three loads: W1, a run of five calls, one after another; W2, a fan of calls with a join; W3, many runs at once of three calls of 200 ms. Distributed, it
+starts an orchestrator and an agent worker of its own, under a Kafka prefix and in a database of its own, so it may run beside `make up`. The agents'
+models are scripted, and progress is not told, as no peer tells any: what is measured is the path and nothing else. `bench_peers` measures Celery and DBOS.
 """
 
 from __future__ import annotations
@@ -10,94 +11,150 @@ import asyncio
 import json
 import os
 import secrets
-import signal
 import sys
 import tempfile
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from pydantic import SecretStr
 from rich.table import Table
 
-from metier import client, compose, compose_tools, configuration
+from metier import bench_peers, client, compose, compose_tools, configuration
+from metier.bench_orchestrator_cpu import listener
+from metier.bench_orchestrator_fill import fill
+from metier.bench_orchestrator_load import Load, floors, idle_ms, measure
+from metier.bench_peers import Size
 from metier.configuration import Config, System
 from metier.terminal import console
-from metier_infra.bus import Consumption
-from metier_infra.database import Database, Statement
-from metier_infra.errors import DeadlineMissed, MissingService
-from metier_infra.events import Event, RunSucceeded
-from metier_infra.messages import Delivery, Envelope, Record
+from metier_infra.database import Statement
 
-WORKFLOWS = "metier.examples.five"
-READY_S = 60.0
-RUN_S = 120.0
-_AGENT = "name: echo\nmodel: scripted:{script}\npolicy: {{kind: autonomous}}\ndescription: says one word\n"
-_SCRIPT = '- text: "ANSWER: ok\\nCONFIDENCE: 1.0"\n  cost_usd: 0.0\n'
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One way of running: latency of an idle run in milliseconds, and runs and calls a second when all are asked at once."""
-
-    p50_ms: float
-    p99_ms: float
-    runs_per_s: float
-    calls_per_s: float
+WORKFLOWS = "metier.examples.five,metier.bench_orchestrator_graphs"
+WIDTH = 100
+_AGENT = "name: {name}\nmodel: scripted:{script}\npolicy: {{kind: autonomous}}\ndescription: says one word\n"
+_SCRIPT = '- text: "ANSWER: ok\\nCONFIDENCE: 1.0"\n  cost_usd: 0.0\n  takes_s: {takes_s}\n'
+_AGENTS = {"echo": 0.0, "slow": 0.2}
 
 
 def command(
     idle: Annotated[int, typer.Option(min=1, help="Runs one after another, for the latency.")] = 60,
-    burst: Annotated[int, typer.Option(min=1, help="Runs all at once, for the throughput.")] = 200,
+    burst: Annotated[int, typer.Option(min=1, help="Runs all at once, for the throughput.")] = 400,
+    many: Annotated[int, typer.Option(min=1, help="Runs of three calls of 200 ms at once.")] = 1000,
+    fans: Annotated[int, typer.Option(min=1, help="Fans of 100 calls, one after another.")] = 10,
+    filled: Annotated[
+        int, typer.Option(min=0, help="Fill the journal with so many ended runs, and time runs again.")
+    ] = 0,
+    peers: Annotated[bool, typer.Option(help="Measure Celery and DBOS too.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of everything, to see that it works.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON document on standard output, for machines.")
     ] = False,
 ) -> None:
-    """Time a run of five calls: idle latency and runs a second, embedded and distributed, beside bare Kafka and Postgres."""
+    """Time runs of five calls, fans, and many runs at once: embedded and distributed, beside bare Kafka and Postgres, Celery and DBOS."""
     configuration.use_local_stack()
     config = configuration.configure()
     configuration.configure_logs("error")
+    part = 10 if quick else 1
+    load = Load(*(max(1, n // part) for n in (idle, burst, fans, WIDTH, many)))
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(_measure(config, Path(folder), idle, burst))
+        found = asyncio.run(_measure(config, Path(folder), load, filled, peers=peers))
     if as_json:
         typer.echo(json.dumps(found))
     else:
         _show(found)
 
 
-async def _measure(config: Config, folder: Path, idle: int, burst: int) -> dict[str, Any]:
+async def _measure(config: Config, folder: Path, load: Load, filled: int, *, peers: bool) -> dict[str, Any]:
+    own = _with_agents(config, folder)
+    found: dict[str, Any] = {"load": vars(load), "not_measured": {}, "floors": {}}
+    async with _embedded(own, folder / "bench.db") as system:
+        found["embedded"] = await measure(system, replace(load, many=0), [os.getpid()])
+        found["floors"]["sqlite"] = await floors(system, kafka=False)
+    if missing := _missing(own):
+        return {**found, "not_measured": {"distributed": missing, "peers": missing}}
+    found |= await _distributed_figures(own, folder, load, filled, found["floors"])
+    if peers:
+        found["not_measured"] |= bench_peers.missing()
+        found |= await _peers(own, folder, Size(load.idle, load.burst, load.fans, load.width), found["not_measured"])
+    return {**found, "ratios": ratios(found)}
+
+
+def _with_agents(config: Config, folder: Path) -> Config:
     agents = folder / "agents"
     agents.mkdir()
-    script = folder / "echo.script.yaml"
-    script.write_text(_SCRIPT)
-    (agents / "echo.yaml").write_text(_AGENT.format(script=script))
-    role = config.role.model_copy(update={"agents": agents, "workflows": WORKFLOWS})
-    own = replace(config, role=role)
-    missing = _missing(own)
-    async with _embedded(own, folder / "bench.db") as system:
-        embedded = await _time(system, idle, burst)
-    floors = {"sqlite_commit_ms": await _sqlite_floor(folder / "floor.db")}
-    distributed: Measured | None = None
-    if not missing:
-        async with _distributed(own, folder) as system:
-            distributed = await _time(system, idle, burst)
-            floors |= {
-                "postgres_commit_ms": await _commit_ms(system.journal.db),
-                "kafka_round_trip_ms": await _kafka_floor(system),
-            }
+    for name, takes_s in _AGENTS.items():
+        script = folder / f"{name}.script.yaml"
+        script.write_text(_SCRIPT.format(takes_s=takes_s))
+        (agents / f"{name}.yaml").write_text(_AGENT.format(name=name, script=script))
+    told = {"agents": agents, "workflows": WORKFLOWS, "concurrency": 1000, "progress": "none"}
+    return replace(config, role=config.role.model_copy(update=told))
+
+
+async def _distributed_figures(
+    config: Config, folder: Path, load: Load, filled: int, known: dict[str, Any]
+) -> dict[str, Any]:
+    async with _distributed(config, folder) as system:
+        servers = [port(config.kafka.bootstrap), port(_postgres(config))]
+        pids = [os.getpid(), *(pid for port in servers if (pid := listener(port)) is not None)]
+        found: dict[str, Any] = {"distributed": await measure(system, load, pids)}
+        known["distributed"] = await floors(system, kafka=True)
+        if filled:
+            empty = await idle_ms(system, load.idle)
+            await fill(system.journal.db, filled)
+            full = await idle_ms(system, load.idle)
+            found["filled"] = {"runs": filled, "empty_p50_ms": empty, "p50_ms": full, "ratio": full / empty}
+        return found
+
+
+async def _peers(config: Config, folder: Path, size: Size, missing: Mapping[str, str]) -> dict[str, Any]:
+    redis = config.lane.redis_url.get_secret_value() if config.lane.redis_url else ""
+    found: dict[str, Any] = {"celery": figures(await bench_peers.celery(size, folder, redis))}
+    if "dbos" not in missing:
+        async with _own_database(config, f"bench_{secrets.token_hex(4)}") as url:
+            found["dbos"] = figures(await bench_peers.dbos(size, folder, url))
+    return found
+
+
+def figures(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A peer's figures under the names of ours."""
+    w1, w2 = sorted(told["w1_ms"]), sorted(told["w2_ms"])
+    same = ("w1_steps_per_s", "lost", "repeated", "cpu_s_per_1000_steps")
     return {
-        "calls_per_run": 5,
-        "idle_runs": idle,
-        "burst_runs": burst,
-        "embedded": vars(embedded),
-        "distributed": vars(distributed) if distributed else None,
-        "not_measured": missing,
-        "floors": floors,
+        "w1_p50_ms": w1[len(w1) // 2],
+        "w1_p99_ms": w1[len(w1) * 99 // 100],
+        "w2_p50_ms": w2[len(w2) // 2],
+        **{name: told[name] for name in same},
     }
+
+
+_BETTER = {"w1_p50_ms": "less", "w1_steps_per_s": "more", "w2_p50_ms": "less", "cpu_s_per_1000_steps": "less"}
+
+
+def ratios(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """How many times better than each peer: above 1, this is."""
+    ours = found["distributed"]
+    return {
+        peer: {
+            name: (found[peer][name] / ours[name] if sense == "less" else ours[name] / found[peer][name])
+            for name, sense in _BETTER.items()
+        }
+        for peer in ("celery", "dbos")
+        if peer in found
+    }
+
+
+def port(url: str | None) -> int:
+    """The port of a URL, or of the first of HOST:PORT,HOST:PORT."""
+    first, _, _ = (url or "").partition(",")
+    return urlsplit(first if "//" in first else f"//{first}").port or 0
+
+
+def _postgres(config: Config) -> str:
+    return config.journal.postgres_url.get_secret_value() if config.journal.postgres_url else ""
 
 
 def _missing(config: Config) -> str | None:
@@ -135,9 +192,11 @@ async def _distributed(config: Config, folder: Path) -> AsyncGenerator[System]:
             "METIER_WORKFLOWS": WORKFLOWS,
             "METIER_GRANT_KEY": secrets.token_hex(16),
             "METIER_LOG_LEVEL": "warning",
+            "METIER_CONCURRENCY": str(config.role.concurrency),
+            "METIER_PROGRESS": config.role.progress,
         }
         environment.pop("METIER_INSTANCE", None)
-        starting = [_role(words, environment, folder) for words in (["orchestrator"], ["agent", "echo"])]
+        starting = [_role(words, environment, folder) for words in (["orchestrator"], ["agent", *_AGENTS])]
         await asyncio.gather(*[stack.enter_async_context(role) for role in starting])
         yield await stack.enter_async_context(client.connect(own))
 
@@ -148,7 +207,7 @@ async def _own_database(config: Config, name: str) -> AsyncGenerator[str]:
     from metier_infra.database import migrate
     from metier_infra.postgres_journal import PostgresDatabase
 
-    given = config.journal.postgres_url.get_secret_value() if config.journal.postgres_url else ""
+    given = _postgres(config)
     server, _, _ = given.rpartition("/")
     admin = await PostgresDatabase(given, 1).open()
     await admin.write(Statement(f"CREATE DATABASE {name}"))
@@ -165,123 +224,33 @@ async def _own_database(config: Config, name: str) -> AsyncGenerator[str]:
 @asynccontextmanager
 async def _role(words: Sequence[str], environment: Mapping[str, str], folder: Path) -> AsyncGenerator[None]:
     sign = folder / f"{words[0]}.ready"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "metier", *words, env={**environment, "METIER_READY_FILE": str(sign)}
-    )
-    try:
-        await _ready(sign, process, words)
+    started = [sys.executable, "-m", "metier", *words]
+    async with bench_peers.process(started, {**environment, "METIER_READY_FILE": str(sign)}):
+        await bench_peers.until(sign.exists, f"`metier {' '.join(words)}`")
         yield
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        await process.wait()
-
-
-async def _ready(sign: Path, process: asyncio.subprocess.Process, words: Sequence[str]) -> None:
-    limit = time.monotonic() + READY_S
-    while not sign.exists():
-        if process.returncode is not None or time.monotonic() > limit:
-            raise MissingService(f"`metier {' '.join(words)}` did not become ready; its log is above")
-        await asyncio.sleep(0.05)
-
-
-async def _time(system: System, idle: int, burst: int) -> Measured:
-    """Latencies of runs one after another, then the rate of runs asked all at once."""
-    ended: asyncio.Queue[str] = asyncio.Queue()
-
-    def seen(event: Envelope[Event]) -> None:
-        if isinstance(event.data, RunSucceeded):
-            ended.put_nowait(event.data.run_id)
-
-    async def ask() -> None:
-        await client.publish(system.bus, "five", {"question": "ping", "answers": []})
-
-    async with client.following(system.bus, seen):
-        await _timed(lambda: _one(ask, ended), 3)
-        latencies = await _timed(lambda: _one(ask, ended), idle)
-        began = time.perf_counter()
-        await asyncio.gather(*[ask() for _ in range(burst)])
-        for _ in range(burst):
-            await _next(ended)
-        rate = burst / (time.perf_counter() - began)
-    return Measured(_at(latencies, 50), _at(latencies, 99), rate, 5 * rate)
-
-
-async def _one(ask: Callable[[], Awaitable[None]], ended: asyncio.Queue[str]) -> None:
-    await ask()
-    await _next(ended)
-
-
-async def _next(ended: asyncio.Queue[str]) -> None:
-    try:
-        await asyncio.wait_for(ended.get(), RUN_S)
-    except TimeoutError as error:
-        raise DeadlineMissed(f"no run ended for {RUN_S:.0f} s; the roles' log is above") from error
-
-
-async def _timed(work: Callable[[], Awaitable[object]], times: int) -> list[float]:
-    """Milliseconds of each of `times` turns, one after another."""
-    taken: list[float] = []
-    for _ in range(times):
-        began = time.perf_counter()
-        await work()
-        taken.append(1000 * (time.perf_counter() - began))
-    return taken
-
-
-def _at(values: Sequence[float], percent: int) -> float:
-    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
-
-
-async def _commit_ms(db: Database) -> float:
-    await db.write(Statement("CREATE TABLE IF NOT EXISTS bench_floor (n bigint)"))
-    return _at(await _timed(lambda: db.write(Statement("INSERT INTO bench_floor (n) VALUES (1)")), 200), 50)
-
-
-async def _sqlite_floor(path: Path) -> float:
-    from metier_infra.sqlite_journal import SqliteDatabase
-
-    db = SqliteDatabase(path)
-    try:
-        return await _commit_ms(db)
-    finally:
-        await db.close()
-
-
-async def _kafka_floor(system: System) -> float:
-    """Produce, consume, reply, consume: on `metier.outcomes`, which nothing else reads here."""
-    back: asyncio.Queue[bytes] = asyncio.Queue()
-    ready, stop = asyncio.Event(), asyncio.Event()
-
-    async def handle(delivery: Delivery) -> None:
-        if delivery.value == b"ping":
-            await system.bus.publish(Record("metier.outcomes", delivery.key, b"pong"))
-        else:
-            back.put_nowait(delivery.value)
-
-    async def trip() -> None:
-        await system.bus.publish(Record("metier.outcomes", b"floor", b"ping"))
-        await back.get()
-
-    what = Consumption(["metier.outcomes"], None, "latest", ready=ready.set)
-    consuming = asyncio.create_task(system.bus.consume(what, handle, stop))
-    await ready.wait()
-    taken = await _timed(trip, 100)
-    stop.set()
-    await consuming
-    return _at(taken, 50)
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    table = Table("five calls, durable", "idle p50 ms", "idle p99 ms", "runs/s", "calls/s")
-    for name in ("embedded", "distributed"):
-        if found[name]:
-            table.add_row(
-                name, *(f"{found[name][key]:.1f}" for key in ("p50_ms", "p99_ms", "runs_per_s", "calls_per_s"))
-            )
+    table = Table("", "W1 idle p50", "p99 ms", "W1 steps/s", "W2 p50 ms", "W3 s", "CPU s/1000", "lost", "repeated")
+    names = (
+        "w1_p50_ms",
+        "w1_p99_ms",
+        "w1_steps_per_s",
+        "w2_p50_ms",
+        "w3_s",
+        "cpu_s_per_1000_steps",
+        "lost",
+        "repeated",
+    )
+    for way in ("embedded", "distributed", "celery", "dbos"):
+        if way in found:
+            table.add_row(way, *(_number(found[way].get(name)) for name in names))
     out = console()
     out.print(table)
-    for name, value in found["floors"].items():
-        out.print(f"floor: {name.removesuffix('_ms').replace('_', ' ')} {value:.2f} ms")
-    if found["not_measured"]:
-        out.print(f"distributed was not measured: {found['not_measured']}")
+    for kind in ("ratios", "floors", "filled", "not_measured"):
+        for name, value in found.get(kind, {}).items():
+            out.print(f"{kind}: {name} {value}")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)

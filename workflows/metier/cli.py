@@ -25,13 +25,20 @@ from metier import (
     bench_sandbox,
     cli_agents,
     cli_approvals,
+    cli_contracts,
+    cli_control,
+    cli_dead_letters,
+    cli_prune,
     cli_runs,
+    cli_schedules,
     cli_specs,
     cli_tools,
+    cli_watch,
     compose,
     configuration,
     demo,
 )
+from metier.chaos.command import command as chaos
 from metier.terminal import console
 from metier_infra.errors import AskOperator, MetierError
 
@@ -42,7 +49,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 runs = typer.Typer(
-    help="Look at runs: list, show, watch; approve what one waits for.", no_args_is_help=True, rich_markup_mode=None
+    help="Look at runs: list, show, watch. Do something to them: cancel, retry, redrive, signal, approve.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 tools = typer.Typer(
     help="Run a tool runner; or look at tools, approve them, call them by hand.",
@@ -57,11 +66,31 @@ agent_files = typer.Typer(
 approvals = typer.Typer(
     help="Tool calls that wait for a person: list, show, grant, refuse.", no_args_is_help=True, rich_markup_mode=None
 )
+dead_letters = typer.Typer(
+    help="Records that could not be handled: list, show, send again.", no_args_is_help=True, rich_markup_mode=None
+)
+contracts = typer.Typer(
+    help="What others may rely on: write it, and see whether it still holds.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+blobs = typer.Typer(
+    help="Data of events that is too large for a record: put, get, prune.", no_args_is_help=True, rich_markup_mode=None
+)
+schedules = typer.Typer(help="Runs that start by the clock: list them.", no_args_is_help=True, rich_markup_mode=None)
+workflow_versions = typer.Typer(
+    help="Workflows: list the versions that are served.", no_args_is_help=True, rich_markup_mode=None
+)
 bench = typer.Typer(help="Measure Métier on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs, name="runs")
 app.add_typer(agent_files, name="agents")
 app.add_typer(approvals, name="approvals")
+app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(tools, name="tools")
+app.add_typer(contracts, name="contracts")
+app.add_typer(blobs, name="blobs")
+app.add_typer(schedules, name="schedules")
+app.add_typer(workflow_versions, name="workflows")
 app.add_typer(bench, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
@@ -200,11 +229,25 @@ app.command(
         'metier publish specialists \'{"question": "Geb is 10 less than half the age of Haley. If Haley is 26 years old, how old is Geb?"}\' --wait'
     )
 )(cli_runs.publish)
+app.command("prune", epilog=_example("metier prune --checkpoints 7 --runs 90 --yes"))(cli_prune.prune)
 app.command("trace", epilog=_example("metier trace 3f2a --json"))(cli_runs.trace)
 runs.command("list", epilog=_example("metier runs list --status failed --json"))(cli_runs.list_runs)
 runs.command("show", epilog=_example("metier runs show 3f2a"))(cli_runs.show)
-runs.command("watch", epilog=_example("metier runs watch 3f2a"))(cli_runs.watch)
+runs.command("watch", epilog=_example("metier runs watch 3f2a"))(cli_watch.watch)
+runs.command("cancel", epilog=_example('metier runs cancel 3f2a 77c0 --note "the customer left"'))(cli_control.cancel)
+runs.command("retry", epilog=_example("metier runs retry --status failed --workflow specialists --since 6h"))(
+    cli_control.retry
+)
+runs.command("redrive", epilog=_example("metier runs redrive 3f2a --json"))(cli_control.redrive)
+runs.command("signal", epilog=_example("""metier runs signal 3f2a paid '{"euros": 12}'"""))(cli_control.signal)
 runs.command("approve", epilog=_example("metier runs approve 3f2a"))(cli_approvals.approve_run)
+dead_letters.command("list", epilog=_example("metier dead-letters list --reason undecodable --since 6h"))(
+    cli_dead_letters.list_letters
+)
+dead_letters.command("show", epilog=_example("metier dead-letters show metier.requests@1:10"))(cli_dead_letters.show)
+dead_letters.command("redrive", epilog=_example("metier dead-letters redrive --topic metier.requests --since 6h"))(
+    cli_dead_letters.redrive_letters
+)
 approvals.command("list", epilog=_example("metier approvals list --all --json"))(cli_approvals.list_approvals)
 approvals.command("show", epilog=_example("metier approvals show 9c41"))(cli_approvals.show)
 approvals.command("grant", epilog=_example("""metier approvals grant 9c41 --arguments '{"to": "a@example.org"}'"""))(
@@ -213,6 +256,10 @@ approvals.command("grant", epilog=_example("""metier approvals grant 9c41 --argu
 approvals.command("refuse", epilog=_example('metier approvals refuse 9c41 --note "not on a Friday"'))(
     cli_approvals.refuse
 )
+schedules.command("list", epilog=_example("METIER_SCHEDULES=schedules.yaml metier schedules list --json"))(
+    cli_schedules.list_schedules
+)
+workflow_versions.command("list", epilog=_example("metier workflows list --json"))(cli_schedules.list_workflows)
 app.command(
     "demo", epilog=_example("metier demo --queries 60 --seed 7   # --live coder=openai:gpt-5 asks a real model")
 )(demo.command)
@@ -229,6 +276,14 @@ tools.command(
     ),
 )(cli_tools.execute)
 tools.command("selftest", epilog=_example("metier tools selftest --json"))(cli_tools.selftest)
+app.command("chaos", epilog=_example("metier chaos --runs 500 --kills 60 --seed 7 --json"))(chaos)
+contracts.command("asyncapi", epilog=_example("metier contracts asyncapi --public --out asyncapi.json"))(
+    cli_contracts.asyncapi
+)
+contracts.command("check", epilog=_example("metier contracts check asyncapi.json --json"))(cli_contracts.check)
+blobs.command("put", epilog=_example("metier blobs put request.json --json"))(cli_contracts.put_blob)
+blobs.command("get", epilog=_example("metier blobs get sha256:9f86d0… --out result.json"))(cli_contracts.get_blob)
+blobs.command("prune", epilog=_example("metier blobs prune --days 90 --json"))(cli_contracts.prune_blobs)
 bench.command("sandbox", epilog=_example("metier bench sandbox --json"))(bench_sandbox.command)
 bench.command("policies", epilog=_example("metier bench policies --json   # some seven minutes"))(
     bench_policies.command

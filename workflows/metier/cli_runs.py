@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar, cast, get_args
 
 import typer
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 from rich.table import Column, Table
 from rich.text import Text
 
 from metier import client, configuration
-from metier.configuration import Config, System
+from metier.configuration import Config
 from metier.terminal import console, shown
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
-from metier_infra.events import Event, RunCancelled, RunFailed, RunSucceeded
+from metier_infra.events import RunCancelled, RunFailed, RunSucceeded
 from metier_infra.journal import Journal
-from metier_infra.messages import Envelope
-from metier_infra.rows import Run, RunStatus
+from metier_infra.rows import Call, Run, RunStatus
+from metier_infra.words import Limits, Spent
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -62,12 +63,19 @@ def publish(
         str | None, typer.Option("--id", help="The request's id: the same id again starts nothing.")
     ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for the end.")] = 300.0,
+    limits: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="What the run may take: usd, tokens, tool_calls, time_s, at_limit."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask for a run: publish a task event."""
-    body = json_object(sys.stdin.read() if value == "-" else value)
+    body, bounds = json_object(sys.stdin.read() if value == "-" else value), _limits(limits)
     if not wait:
-        sent = run_command(client.connect, lambda system: client.publish(system.bus, workflow, body, event_id=event_id))
+        sent = run_command(
+            client.connect,
+            lambda system: client.publish(system.bus, workflow, body, event_id=event_id, limits=bounds),
+        )
         run_id = client.run_id_of(sent.source, sent.id)
         typer.echo(json.dumps({"run_id": run_id, "request_id": sent.id}) if as_json else f"run {run_id}")
         return
@@ -75,7 +83,13 @@ def publish(
         end = run_command(
             client.connect,
             lambda system: client.publish_and_wait(
-                system.bus, workflow, body, event_id=event_id, timeout_s=timeout_s, journal=system.journal
+                system.bus,
+                workflow,
+                body,
+                event_id=event_id,
+                timeout_s=timeout_s,
+                journal=system.journal,
+                limits=bounds,
             ),
         )
     except TimeoutError as error:
@@ -85,11 +99,27 @@ def publish(
     _tell_end(end, as_json=as_json)
 
 
+def _limits(text: str | None) -> Limits | None:
+    """The limits in a command's words. Raises `BadSettings`."""
+    if text is None:
+        return None
+    told = json_object(text)
+    if unknown := told.keys() - Limits.model_fields.keys():
+        raise BadSettings(f"limits are {', '.join(Limits.model_fields)}; {', '.join(sorted(unknown))} is none of them")
+    try:
+        return Limits.model_validate(told)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise BadSettings(f"the limit {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+
+
 def _tell_end(end: client.Ended, *, as_json: bool) -> None:
     if as_json:
         typer.echo(end.model_dump_json())
     elif isinstance(end, RunFailed):
         typer.echo(f"run {end.run_id} failed: {end.failure.code}: {end.failure.message}", err=True)
+        if end.partial:
+            out.print_json(data=end.partial)
     elif isinstance(end, RunCancelled):
         typer.echo(f"run {end.run_id} was cancelled by {shown(end.by)}: {shown(end.note)}", err=True)
     else:
@@ -144,8 +174,22 @@ async def _why(journal: Journal, run: Run) -> str:
         return f"{run.failure.code}: {run.failure.message}"
     if run.status != "parked":
         return ""
-    waiting = [one for one in await journal.approvals.of_run(run.run_id) if one.granted is None]
-    return "waits for " + "; ".join(f"approval {one.approval_id[:12]} of {one.tool}" for one in waiting)
+    return "waits for " + "; ".join(await _awaited(journal, run))
+
+
+async def _awaited(journal: Journal, run: Run) -> list[str]:
+    """What nodes of the run wait for: persons first."""
+    approvals = await journal.approvals.of_run(run.run_id)
+    waits = await journal.waits.of_run(run.run_id)
+    calls = await journal.calls.of_run(run.run_id)
+    children = await journal.runs.children(run.run_id)
+    return [
+        *(f"approval {one.approval_id[:12]} of {one.tool}" for one in approvals if one.granted is None),
+        *(f"signal {one.name}" for one in waits if one.ended_at is None and one.name is not None),
+        *(f"{one.left_s or 0:.0f} s" for one in waits if one.ended_at is None and one.name is None),
+        *(f"agent {one.agent}" for one in calls if one.answered_at is None and one.parked_at is None),
+        *(f"run {one.run_id[:12]} of {one.workflow}" for one in children if not one.ended),
+    ]
 
 
 def _row(run: Run, why: str) -> tuple[str, ...]:
@@ -156,32 +200,30 @@ def _row(run: Run, why: str) -> tuple[str, ...]:
 
 
 def show(run_id: RunArgument, as_json: Json = False) -> None:
-    """Show one run: input, state, result."""
-    run = run_command(client.reading, lambda journal: find_run(journal, run_id))
+    """Show one run: input, limits, state, result, and what it took, or has taken so far."""
+
+    async def work(journal: Journal) -> tuple[Run, Spent]:
+        run = await find_run(journal, run_id)
+        return run, run.spent if run.ended else so_far(run, await journal.calls.of_run(run.run_id))
+
+    run, spent = run_command(client.reading, work)
+    told = run.model_dump(mode="json") | {"spent": spent.model_dump(mode="json")}
     if as_json:
-        typer.echo(run.model_dump_json())
+        typer.echo(json.dumps(told))
     else:
-        out.print_json(run.model_dump_json())
+        out.print_json(data=told)
 
 
-def watch(run_id: RunArgument, as_json: Json = False) -> None:
-    """Follow a run's events until it ends."""
-
-    def tell(event: Envelope[Event]) -> None:
-        data = event.data.model_dump(mode="json")
-        if as_json:
-            typer.echo(json.dumps({"id": event.id, "type": event.data.TYPE, "data": data}))
-        else:
-            out.print(event.time.strftime("%H:%M:%S"), event.data.TYPE.removeprefix("io.metier."), data)
-
-    async def work(system: System) -> Run:
-        run = await find_run(system.journal, run_id)
-        await client.watch(system, run.run_id, tell)
-        return await find_run(system.journal, run.run_id)
-
-    run = run_command(client.connect, work)
-    if not as_json:
-        typer.echo(f"run {run.run_id} {run.status}")
+def so_far(run: Run, calls: Sequence[Call]) -> Spent:
+    """What a run has taken that has not ended, as far as the workers of its calls have told."""
+    spent = [call.spent for call in calls]
+    time_s = time.time() - run.accepted_at - run.parked_s if run.parked_at is None else run.parked_at - run.accepted_at
+    return Spent(
+        usd=sum(one.usd for one in spent),
+        tokens=sum(one.tokens for one in spent),
+        tool_calls=sum(one.tool_calls for one in spent),
+        time_s=max(0.0, time_s),
+    )
 
 
 def trace(run_id: RunArgument, as_json: Json = False) -> None:

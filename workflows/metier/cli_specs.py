@@ -31,7 +31,7 @@ def list_agents(as_json: Json = False) -> None:
     """Show every agent: its model, policy, tools, skills, and the digest that changes with its behaviour."""
     config = configuration.configure()
     found = compose.agent_specs(config)
-    cards = compose.cards(found, compose.bundles(config, found))
+    cards = compose.cards(config, found, compose.bundles(config, found))
     specs = sorted(found.values(), key=lambda spec: spec.name)
     if as_json:
         typer.echo(json.dumps([_told(spec, cards[spec.name].stamp) for spec in specs]))
@@ -68,7 +68,7 @@ def show(
     if name not in specs:
         raise UnknownAgent(f"no agent is called {name!r}; there are: {', '.join(sorted(specs))}")
     only = {name: specs[name]}
-    told = _told(specs[name], compose.cards(only, compose.bundles(config, only))[name].stamp)
+    told = _told(specs[name], compose.cards(config, only, compose.bundles(config, only))[name].stamp)
     typer.echo(json.dumps(told) if as_json else yaml.safe_dump(told, sort_keys=False, allow_unicode=True).rstrip())
 
 

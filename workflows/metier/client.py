@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,30 +17,28 @@ from uuid import uuid4
 from pydantic import JsonValue
 
 from metier import compose
-from metier.configuration import Config, System
+from metier.configuration import Config, System, standalone
+from metier.past import past
 from metier_infra.bus import Bus, Consumption
+from metier_infra.dead_letters import Scan
 from metier_infra.errors import BuryRecord, MissingService
 from metier_infra.events import (
     EVENTS_TOPIC,
     REQUESTS,
-    ApprovalSettled,
-    ApprovalWanted,
-    DecisionMade,
     Event,
     RunCancelled,
     RunFailed,
     RunRequested,
-    RunStarted,
     RunSucceeded,
 )
 from metier_infra.journal import Journal
 from metier_infra.messages import Delivery, Envelope, decode
 from metier_infra.service import send
-from metier_infra.words import RunId, stable_id
+from metier_infra.socket_bus import SocketBus
+from metier_infra.words import Limits, RunId, stable_id
 
 SOURCE = "/metier/cli"
 Ended = RunSucceeded | RunFailed | RunCancelled
-Watched = RunStarted | DecisionMade | ApprovalWanted | ApprovalSettled | Ended
 
 
 def dev_socket(config: Config) -> Path:
@@ -66,11 +65,35 @@ async def connect(config: Config) -> AsyncGenerator[System]:
         yield System(bus, await stack.enter_async_context(reading(config)))
 
 
+@dataclass(frozen=True)
+class Letters:
+    """Where dead letters lie, and where they go when they are sent again."""
+
+    bus: Bus
+    scan: Scan
+
+
+@asynccontextmanager
+async def letters(config: Config) -> AsyncGenerator[Letters]:
+    """The dead letters of the running system. Of a `metier dev` they are those since it started. Raises `MissingService` when there is none."""
+    if config.distributed:
+        found = Letters(*compose.open_raw(config))
+    else:
+        socket = _socket_bus(config)
+        found = Letters(socket, socket.scan)
+    try:
+        yield found
+    finally:
+        await found.bus.close()
+
+
 def _bus(config: Config) -> Bus:
     if config.distributed:
         return compose.open_bus(config, "cli")
-    from metier_infra.socket_bus import SocketBus
+    return compose.by_claim(standalone(config), _socket_bus(config))
 
+
+def _socket_bus(config: Config) -> SocketBus:
     if not dev_socket(config).is_socket():
         raise MissingService("nothing runs here: start `metier dev` or `make up`, or set METIER_KAFKA_BOOTSTRAP")
     return SocketBus(dev_socket(config))
@@ -82,11 +105,17 @@ def run_id_of(source: str, event_id: str) -> RunId:
 
 
 async def publish(
-    bus: Bus, workflow: str, value: Mapping[str, JsonValue], *, event_id: str | None = None
+    bus: Bus,
+    workflow: str,
+    value: Mapping[str, JsonValue],
+    *,
+    event_id: str | None = None,
+    limits: Limits | None = None,
 ) -> Envelope[RunRequested]:
     """Publish a request; the event that was sent. The same `event_id` again starts nothing."""
     name = event_id or str(uuid4())
-    request = Envelope(RunRequested(workflow=workflow, input=dict(value)), name, SOURCE, key=name)
+    asked = RunRequested(workflow=workflow, input=dict(value), limits=limits)
+    request = Envelope(asked, name, SOURCE, key=name)
     await send(bus, REQUESTS, request)
     return request
 
@@ -131,6 +160,7 @@ async def publish_and_wait(
     event_id: str | None,
     timeout_s: float,
     journal: Journal | None = None,
+    limits: Limits | None = None,
 ) -> Ended:
     """Publish a request and wait for its run's terminal event. Raises `TimeoutError`.
 
@@ -144,23 +174,29 @@ async def publish_and_wait(
             ended.set_result(event.data)
 
     async with following(bus, seen):
-        await publish(bus, workflow, value, event_id=wanted)
+        await publish(bus, workflow, value, event_id=wanted, limits=limits)
         run = await journal.runs.get(run_id_of(SOURCE, wanted)) if journal else None
         return run.end if run and run.ended else await asyncio.wait_for(ended, timeout_s)
 
 
 async def watch(system: System, run_id: RunId, show: Callable[[Envelope[Event]], None]) -> None:
-    """Show what is published about a run until it ends; a run that ended already shows its end from the journal."""
-    over = asyncio.Event()
+    """Show what happened in a run so far, by the journal, and then what is told of it, each event once, until its end."""
+    live: asyncio.Queue[Envelope[Event]] = asyncio.Queue()
+    shown: set[str] = set()
 
     def seen(event: Envelope[Event]) -> None:
-        data = event.data
-        if isinstance(data, Watched) and data.run_id == run_id:
+        if getattr(event.data, "run_id", None) == run_id:
+            live.put_nowait(event)
+
+    def once(event: Envelope[Event]) -> bool:
+        """Show it unless it was; whether it is the last."""
+        if event.id not in shown:
+            shown.add(event.id)
             show(event)
-            if isinstance(data, Ended):
-                over.set()
+        return isinstance(event.data, Ended)
 
     async with following(system.bus, seen):
         run = await system.journal.runs.get(run_id)
-        if run is None or not run.ended:
-            await over.wait()
+        over = [once(event) for event in (await past(system.journal, run) if run else ())]
+        while not any(over):
+            over = [once(await live.get())]

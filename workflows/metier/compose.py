@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -16,6 +16,7 @@ import yaml
 
 from metier_infra.bus import Bus
 from metier_infra.database import Database, RetryingDatabase, check_schema, migrate
+from metier_infra.dead_letters import Scan
 from metier_infra.errors import BadSpec, MissingService, UnknownAgent
 from metier_infra.events import tasks_topic
 from metier_infra.journal import Journal
@@ -23,7 +24,7 @@ from metier_infra.retry import Backoff, persist
 from metier_infra.settings import (
     model_overrides,
 )
-from metier_infra.words import AgentCard
+from metier_infra.words import AgentCard, Allowance
 
 if TYPE_CHECKING:
     from metier_agents.attempt import Estimate
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from metier_agents.model import Model
     from metier_agents.safety import Bundle
     from metier_agents.spec import AgentSpec
+    from metier_infra.blobs import Blobs
     from metier_infra.kafka_topics import TopicChange
+    from metier_workflows.schedules import Schedule
+    from metier_workflows.tenants import Tenants
 
 from metier import compose_tools
 from metier.configuration import Config
@@ -73,7 +77,34 @@ def open_bus(config: Config, role: str) -> Bus:
     from metier_infra.kafka_bus import KafkaBus
 
     member = config.role.instance if "METIER_INSTANCE" in os.environ else None
-    return KafkaBus(config.kafka, client=f"metier-{role}", member=member)
+    return by_claim(config, KafkaBus(config.kafka, client=f"metier-{role}", member=member))
+
+
+def by_claim(config: Config, bus: Bus) -> Bus:
+    """The same bus, with what is too large for a record in the blob store, and what goes through it counted."""
+    from metier_infra.claims import ClaimCheck
+    from metier_infra.metered import MeteredBus
+
+    return MeteredBus(ClaimCheck(bus, open_blobs(config), config.role.inline_bytes))
+
+
+def open_blobs(config: Config) -> Blobs:
+    """Where the data of events is kept that is too large for a record: the journal's Postgres, or a folder where there is none."""
+    if config.journal.postgres_url is not None:
+        from metier_infra.postgres_blobs import PostgresBlobs
+
+        return PostgresBlobs(config.journal.postgres_url.get_secret_value())
+    from metier_infra.blobs import FolderBlobs
+
+    return FolderBlobs(config.tools.blobs)
+
+
+def open_raw(config: Config) -> tuple[Bus, Scan]:
+    """Kafka as it is, where records are read and written byte for byte; and what shows all that lies on a topic."""
+    from metier_infra.kafka_bus import KafkaBus
+    from metier_infra.kafka_scan import scan
+
+    return KafkaBus(config.kafka, client="metier-cli"), partial(scan, config.kafka)
 
 
 def agents_folder(config: Config) -> Path:
@@ -119,20 +150,43 @@ def bundles(config: Config, specs: Mapping[str, AgentSpec]) -> dict[str, Bundle]
     return found
 
 
-def cards(specs: Mapping[str, AgentSpec], bundles: Mapping[str, Bundle]) -> dict[str, AgentCard]:
+def cards(config: Config, specs: Mapping[str, AgentSpec], bundles: Mapping[str, Bundle]) -> dict[str, AgentCard]:
     """What workflows may know of the agents, which act under these bundles."""
+    from metier_agents.model_table import read_known
+    from metier_agents.prices import without_price
     from metier_agents.stamp import stamp
 
+    known = read_known(config.models.models)
     return {
         name: AgentCard(
             name=name,
             model=spec.model,
             policy=spec.policy.kind,
             skills=dict(spec.skills),
+            takes=Allowance(
+                usd=spec.limits.cost_usd,
+                tokens=spec.limits.tokens,
+                tool_calls=spec.limits.tool_calls if spec.tools else 0,
+            ),
+            priced=not without_price(spec, known),
             stamp=stamp(spec, bundles.get(name)),
         )
         for name, spec in specs.items()
     }
+
+
+def tenants(config: Config) -> Tenants:
+    """What each tenant may take. Raises `BadSpec`."""
+    from metier_workflows.tenants import Tenants, load_tenants
+
+    return load_tenants(config.role.tenants) if config.role.tenants else Tenants()
+
+
+def schedules(config: Config) -> Sequence[Schedule]:
+    """The runs that start by the clock. Raises `BadSpec`."""
+    from metier_workflows.schedules import load_schedules
+
+    return load_schedules(config.role.schedules) if config.role.schedules else ()
 
 
 def recordings_path() -> Path:
@@ -140,13 +194,27 @@ def recordings_path() -> Path:
     return Path(str(resources.files("metier.examples") / "data" / "zeroeval.jsonl.gz"))
 
 
-def open_models(config: Config, specs: Iterable[AgentSpec], buckets: Buckets) -> dict[str, Model]:
-    """Every agent's model, by the agent's name, with its fallbacks, prices and limits (`metier_agents.models`). Raises `AskOperator`s."""
+def open_models(config: Config, specs: Iterable[AgentSpec], buckets: Buckets) -> Callable[[AgentSpec], Model]:
+    """Opens every agent's model now, and gives it when it is asked for, with its fallbacks, prices and limits (`metier_agents.models`). Raises `AskOperator`s."""
     from metier_agents.model_table import read_known
     from metier_agents.models import Shop, open_model
 
     shop = Shop(read_known(config.models.models), buckets, partial(open_model, recordings=recordings_path()))
-    return {spec.name: shop.model_of(spec) for spec in specs}
+    opened = {_chain(spec): shop.model_of(spec) for spec in specs}
+    return lambda spec: opened.get(_chain(spec)) or shop.model_of(spec)
+
+
+def _chain(spec: AgentSpec) -> tuple[str, ...]:
+    return spec.name, spec.model, *spec.fallbacks
+
+
+def thrifty(config: Config) -> Callable[[AgentSpec], AgentSpec]:
+    """What makes of an agent the same on the cheapest of its models."""
+    from metier_agents import prices
+    from metier_agents.model_table import read_known
+
+    known = read_known(config.models.models)
+    return lambda spec: prices.thrifty(spec, known)
 
 
 def estimates(config: Config) -> Callable[[AgentSpec], Estimate]:

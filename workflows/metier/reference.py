@@ -23,7 +23,7 @@ from metier.reference_safety import safety_page
 from metier.reference_tables import default_of, described, table, type_name, with_bounds
 from metier.reference_tools import tool_page
 from metier_agents import spec
-from metier_infra import errors, events, messages, service, settings, telemetry, words
+from metier_infra import errors, events, messages, metrics, service, settings, telemetry, words
 
 MADE = "<!-- Made by `python -m metier.reference docs/reference`; change the code, not this page. -->\n\n"
 WORDS = (
@@ -56,6 +56,7 @@ SPANS: Sequence[tuple[str, str, str]] = (
     (telemetry.invoke_agent("{agent}"), "client; internal", "one call: as the run waits for it, and as the agent works on it"),
     (telemetry.chat("{model}"), "client", "one request to a model"),
     (telemetry.execute_tool("{tool}"), "internal", "one tool call, on both sides of the lane"),
+    (telemetry.settle("{tool}"), "internal", "a person decided, or nobody did in time: the call goes on"),
     (telemetry.SANDBOX_LEASE, "internal", "the wait for the run's container"),
     (telemetry.SANDBOX_EXEC, "internal", "the program in the container"),
     (telemetry.EGRESS, "an event of `sandbox.exec`", "the program used the network, or tried to"),
@@ -92,6 +93,9 @@ ATTRIBUTES: Mapping[str, str] = {
     telemetry.PARTITION: "where the record lay",
     telemetry.OFFSET: "where the record lay",
     telemetry.MESSAGE_KEY: "the record's key",
+    telemetry.BATCH: "events that were published together",
+    telemetry.GROUP: "the consumer group",
+    telemetry.MESSAGE_CONVERSATION_ID: "the run's id, where the event concerns one",
     telemetry.SANDBOX_CONTAINER: "the container's short id",
     telemetry.SANDBOX_IMAGE: "the image's content digest",
     telemetry.SANDBOX_WAIT_MS: "wait for the container, in milliseconds",
@@ -137,7 +141,7 @@ _SETTINGS_TAIL = """## Also read
 | --- | --- |
 | `METIER_MODEL_<AGENT>` | replaces the model of one agent; upper case, `_` for `-` |
 | `DOCKER_HOST`, `DOCKER_TLS_VERIFY`, `DOCKER_CERT_PATH` | where the Docker engine listens, as for every Docker client |
-| `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` | where spans go, OTLP over HTTP; neither set: nowhere |
+| `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT` | where spans and metrics go, OTLP over HTTP; not set: nowhere |
 | `METIER_LOCAL_…` | the scripts under `infra/local` |
 
 Keys of model providers stand in the variables that their LangChain packages read, such as `OPENAI_API_KEY`.
@@ -177,7 +181,12 @@ def _fields(model: type[BaseModel]) -> str:
 def _dead_headers() -> str:
     delivery = messages.Delivery("t", 0, 0, None, b"")
     record = service.dead_letter(delivery, errors.Undecodable("why"))
-    meanings = ("the code of the error", "a sentence", "where it lay", "where it lay", "where it lay")
+    meanings = (
+        "the code of the error",
+        "a sentence",
+        *["where it lay"] * 3,
+        "when it was buried; seconds since the epoch",
+    )
     return table(
         ("header", "meaning"), [(f"`{name}`", told) for (name, _), told in zip(record.headers, meanings, strict=True)]
     )
@@ -198,6 +207,8 @@ _CONTEXT = """`metier.outcomes` is created and not used yet. Where `METIER_KAFKA
 | `ce_subject` | on terminal events: the id of the request |
 | `ce_time` | when it was made; optional |
 | `content-type` | `application/json` |
+| `ce_dataref` | claim check: the value is empty, and the data in the blob store under this `sha256:…`; see [Publish from another language](../how-to/publish-from-another-language.md#large-data) |
+| `ce_datasize` | the length of that data, in bytes |
 | `traceparent` | W3C Trace Context; optional |
 """
 _DEAD_HEAD = """A record that can never be handled goes to `metier.dead-letters` with its key, value and headers as they were, and with these headers more.
@@ -355,11 +366,27 @@ _SPANS_HEAD = f"""Spans are exported by OTLP over HTTP when `OTEL_EXPORTER_OTLP_
 messaging ({telemetry.SCHEMA_URL.rpartition("/")[2]}). Prompts and answers are recorded only for agents whose safety bundle says `capture: true`, tool arguments never.
 """
 
+
+def metrics_page() -> str:
+    """Every metric, with its unit and labels."""
+    rows = [
+        (f"`{one.name}`", one.kind, one.unit, ", ".join(f"`{label}`" for label in one.labels) or "none", one.meaning)
+        for one in metrics.METRICS
+    ]
+    return "\n".join(["# Metrics\n", _METRICS_HEAD, table(("metric", "kind", "unit", "labels", "meaning"), rows)])
+
+
+_METRICS_HEAD = """Metrics are exported by OTLP over HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT` is set, every 60 s or as
+`OTEL_METRIC_EXPORT_INTERVAL` says. Names of `gen_ai.*` and `messaging.*` are those of the semantic conventions; `metier.*` is what these have no name for. A label never holds the
+id of a run or call, a prompt or a file's name; a workflow that nobody serves is counted as `_OTHER`. Where nothing is exported, nothing is counted.
+"""
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "agent-file.md": agent_page,
     "cli.md": cli_page,
     "errors.md": errors_page,
     "events.md": events_page,
+    "metrics.md": metrics_page,
     "safety-file.md": safety_page,
     "settings.md": settings_page,
     "spans.md": spans_page,

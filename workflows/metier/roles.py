@@ -15,8 +15,8 @@ import structlog
 
 from metier import compose, compose_tools, configuration
 from metier.configuration import Config, System
-from metier_infra import telemetry
-from metier_infra.bus import MemoryBus
+from metier_infra import failpoints, metrics, telemetry
+from metier_infra.bus import Bus, MemoryBus
 from metier_infra.errors import MissingService, UnknownAgent
 from metier_infra.journal import Journal
 from metier_infra.service import Ready, on_sigterm
@@ -37,6 +37,8 @@ def run_role(config: Config, role: str, work: Work) -> None:
     """Run `work` in this process until SIGTERM, with logs and telemetry; spans are flushed at the end."""
     configuration.configure_logs(config.role.log_level)
     telemetry.start(role, config.role.instance)
+    metrics.start(role, config.role.instance)
+    failpoints.arm(config.role.failpoints)
 
     async def main() -> None:
         stop = asyncio.Event()
@@ -49,6 +51,7 @@ def run_role(config: Config, role: str, work: Work) -> None:
         asyncio.run(main())
     finally:
         telemetry.stop()
+        metrics.stop()
 
 
 async def orchestrator(config: Config, stop: asyncio.Event) -> None:
@@ -66,7 +69,7 @@ async def orchestrator(config: Config, stop: asyncio.Event) -> None:
 
 def _cards(config: Config) -> Mapping[str, AgentCard]:
     specs = compose.agent_specs(config)
-    return compose.cards(specs, compose.bundles(config, specs))
+    return compose.cards(config, specs, compose.bundles(config, specs))
 
 
 async def _orchestrate(
@@ -84,6 +87,12 @@ async def _orchestrate(
         instance=config.role.instance,
         drain_s=config.role.drain_s,
         limit=config.role.runs,
+        park_after_s=config.role.park_after_s,
+        tenants=compose.tenants(config),
+        version_grace_s=config.role.version_grace_s,
+        schedules=compose.schedules(config),
+        level=config.role.progress,
+        trace_window_s=config.role.trace_window_s,
     )
     await replica.run(stop, ready)
 
@@ -117,7 +126,11 @@ async def _unready(stop: asyncio.Event, ready: Ready) -> None:
 
 
 def _worker(
-    config: Config, system: System, lane: ToolLane, served: Mapping[str, AgentSpec], opened: Mapping[str, Model]
+    config: Config,
+    system: System,
+    lane: ToolLane,
+    served: Mapping[str, AgentSpec],
+    open_model: Callable[[AgentSpec], Model],
 ) -> AgentWorker:
     from metier_agents.worker import AgentWorker
 
@@ -127,12 +140,14 @@ def _worker(
         lane=lane,
         toolbox=compose_tools.toolbox(config),
         agents=served,
-        open_model=lambda spec: opened[spec.name],
+        open_model=open_model,
+        thrifty=compose.thrifty(config),
         bundles=compose.bundles(config, served),
         estimate=compose.estimates(config),
         grant_key=compose_tools.grant_key(config),
         instance=config.role.instance,
         concurrency=config.role.concurrency,
+        level=config.role.progress,
         drain_s=config.role.drain_s,
     )
 
@@ -151,6 +166,7 @@ async def embedded(
     journal: Path | str | None = None,
     models: Mapping[str, str] | None = None,
     lane: Callable[[Config], Awaitable[ToolLane]] = compose_tools.open_inline_lane,
+    bus: Bus | None = None,
 ) -> AsyncGenerator[System]:
     """Every role in this process: in-memory bus, SQLite, tools called from here. The same code as the roles run apart.
 
@@ -159,6 +175,7 @@ async def embedded(
         journal: a SQLite file, or `:memory:`; None takes METIER_SQLITE_PATH.
         models: agent name to model id, in place of what the agent's file says.
         lane: opens what carries the tool calls; by default, sandboxes in the container engine.
+        bus: carries the events; None: one of its own, in memory.
     """
     from metier_infra.database import RetryingDatabase, migrate
     from metier_infra.sqlite_journal import SqliteDatabase
@@ -173,11 +190,12 @@ async def embedded(
         await migrate(db)
         tools_lane = await lane(alone)
         stack.push_async_callback(tools_lane.close)
-        system = System(MemoryBus(), Journal(db, alone.journal.lease_s))
+        system = System(compose.by_claim(alone, bus or MemoryBus()), Journal(db, alone.journal.lease_s))
+        await system.journal.runs.recall()
         ready = asyncio.Event()
         count = Ready(None, 3, ready.set)
         async with asyncio.TaskGroup() as group:
-            cards = compose.cards(specs, compose.bundles(alone, specs))
+            cards = compose.cards(alone, specs, compose.bundles(alone, specs))
             group.create_task(_orchestrate(alone, system, cards, stop, count))
             group.create_task(_worker(alone, system, tools_lane, specs, opened).run(stop, count.one))
             await ready.wait()
@@ -194,7 +212,8 @@ async def dev(config: Config, stop: asyncio.Event) -> None:
 
     alone = configuration.standalone(config)
     ready = Ready(config.role.ready_file)
-    async with embedded(alone) as system, serve_bus(system.bus, dev_socket(alone)):
+    bus = MemoryBus()
+    async with embedded(alone, bus=bus), serve_bus(bus, dev_socket(alone)):
         log.info("ready", action="ready", socket=str(dev_socket(alone)), journal=str(alone.journal.sqlite_path))
         ready.one()
         await stop.wait()

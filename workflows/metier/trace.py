@@ -14,17 +14,35 @@ from rich.tree import Tree
 
 from metier_agents.turns import Assessed, Compared, ModelTurn, Realised, ToolTurn, Usage, load
 from metier_infra.journal import Journal
-from metier_infra.rows import Approval, Call, Run, Step, ToolCallRow
+from metier_infra.rows import Approval, Call, Run, Step, ToolCallRow, Wait
+from metier_infra.segments import Segment
 from metier_infra.telemetry import trace_id
 from metier_infra.words import CallId, Decision, RunId, Word, stable_id
 from metier_tools.tool import ToolResult
+from metier_workflows.progress import node_of
 
 Kind = Literal[
-    "event", "workflow", "decision", "call", "agent", "model", "weighing", "approval", "tool", "container", "answer"
+    "event",
+    "workflow",
+    "segment",
+    "decision",
+    "call",
+    "wait",
+    "run",
+    "agent",
+    "model",
+    "weighing",
+    "approval",
+    "tool",
+    "container",
+    "answer",
 ]
 _STYLE: Mapping[Kind, str] = {
     "event": "magenta",
     "workflow": "bold",
+    "segment": "magenta",
+    "wait": "magenta",
+    "run": "bold",
     "decision": "yellow",
     "call": "dim",
     "agent": "bold cyan",
@@ -38,13 +56,17 @@ _STYLE: Mapping[Kind, str] = {
 
 
 class TraceNode(Word):
-    """One thing that happened. `at_ms` counts from the acceptance of the request; `ms` is how long it took; None: not recorded."""
+    """One thing that happened. `at_ms` counts from the acceptance of the request; `ms` is how long it took; None: not recorded.
+
+    `tokens` are those that models read and wrote in it.
+    """
 
     kind: Kind
     name: str
     at_ms: float | None = None
     ms: float | None = None
     cost_usd: float | None = None
+    tokens: int | None = None
     note: str = ""
     children: tuple[TraceNode, ...] = ()
 
@@ -59,6 +81,9 @@ class Rows:
     steps: Mapping[CallId, Sequence[Step]]
     tools: Sequence[ToolCallRow]
     approvals: Sequence[Approval] = ()
+    segments: Sequence[Segment] = ()
+    waits: Sequence[Wait] = ()
+    children: Sequence[Run] = ()
 
 
 async def gather(journal: Journal, run: Run) -> Rows:
@@ -67,19 +92,34 @@ async def gather(journal: Journal, run: Run) -> Rows:
     calls = await journal.calls.of_run(run_id)
     steps = {call.call_id: await journal.steps.of_call(call.call_id) for call in calls}
     decisions, tools = await journal.decisions.of_run(run_id), await journal.tools.of_run(run_id)
-    return Rows(run, decisions, calls, steps, tools, await journal.approvals.of_run(run_id))
+    return Rows(
+        run,
+        decisions,
+        calls,
+        steps,
+        tools,
+        await journal.approvals.of_run(run_id),
+        await journal.segments.of_run(run_id),
+        await journal.waits.of_run(run_id),
+        await journal.runs.children(run_id),
+    )
 
 
 def tree(rows: Rows) -> TraceNode:
     """The run's tree."""
     run, zero = rows.run, rows.run.accepted_at
-    calls = tuple(_call(rows, call) for call in rows.calls)
+    asked = [
+        *(_call(rows, call) for call in rows.calls),
+        *(_wait(zero, wait) for wait in rows.waits),
+        *(_sub_run(zero, child) for child in rows.children),
+    ]
     end = TraceNode(
         kind="event",
         name=f"run.{run.status}" if run.ended else run.status,
         at_ms=_since(zero, run.finished_at),
         cost_usd=run.cost_usd if run.ended else None,
-        note=f"{run.failure.code}: {run.failure.message}" if run.failure else "",
+        tokens=run.tokens if run.ended else None,
+        note=_why(run),
     )
     workflow = TraceNode(
         kind="workflow",
@@ -87,15 +127,75 @@ def tree(rows: Rows) -> TraceNode:
         at_ms=_since(zero, run.started_at),
         ms=_since(run.started_at, run.finished_at),
         note=f"version {run.version}, segment {run.epoch}" if run.version else "",
-        children=(*(_decision(decision) for decision in rows.decisions), *calls),
+        children=(
+            *_segments(rows),
+            *(_decision(decision) for decision in rows.decisions),
+            *sorted(asked, key=lambda node: node.at_ms or 0.0),
+        ),
     )
     return TraceNode(
         kind="event",
         name="run.requested",
         at_ms=0.0,
         ms=_since(zero, run.finished_at),
-        note=f"run {run.run_id}, trace {trace_id(run.traceparent)}",
+        note=f"run {run.run_id}, {_traces(rows)}{_kin(run)}",
         children=(workflow, end),
+    )
+
+
+def _why(run: Run) -> str:
+    """Why a run did not succeed."""
+    if run.status == "cancelled":
+        return f"by {run.cancelled_by}{f': {run.cancel_note}' if run.cancel_note else ''}"
+    return f"{run.failure.code}: {run.failure.message}" if run.failure else ""
+
+
+def _traces(rows: Rows) -> str:
+    roots = [rows.run.traceparent, *(one.traceparent for one in rows.segments if one.traceparent)]
+    return f"trace {' then '.join(map(trace_id, roots))}"
+
+
+def _kin(run: Run) -> str:
+    return (f", started by run {run.parent}" if run.parent else "") + (
+        f", after run {run.origin}" if run.origin else ""
+    )
+
+
+def _segments(rows: Rows) -> list[TraceNode]:
+    """How often the run left memory and was taken up again."""
+    zero, nodes = rows.run.accepted_at, list[TraceNode]()
+    for one in rows.segments:
+        name = f"segment {one.epoch}"
+        if one.began_at is not None:
+            woken = f"woken by {(one.woken_by or '').removeprefix('io.metier.')}"
+            fresh = f"; a new trace, {trace_id(one.traceparent)}" if one.traceparent else ""
+            nodes.append(TraceNode(kind="segment", name=name, at_ms=_since(zero, one.began_at), note=woken + fresh))
+        if one.parked_at is not None:
+            nodes.append(TraceNode(kind="segment", name=f"{name} parked", at_ms=_since(zero, one.parked_at)))
+    return nodes
+
+
+def _wait(zero: float, wait: Wait) -> TraceNode:
+    came = "came" if wait.signal_id else "its time was over" if wait.ended_at else "waits"
+    return TraceNode(
+        kind="wait",
+        name=f"signal {wait.name}" if wait.name is not None else "time",
+        at_ms=_since(zero, wait.asked_at),
+        ms=_since(wait.asked_at, wait.ended_at),
+        note=came if wait.name is not None or not wait.ended_at else "over",
+    )
+
+
+def _sub_run(zero: float, child: Run) -> TraceNode:
+    """A run that a node started; its own tree is `metier trace` of its id."""
+    return TraceNode(
+        kind="run",
+        name=child.workflow,
+        at_ms=_since(zero, child.accepted_at),
+        ms=_since(child.accepted_at, child.finished_at),
+        cost_usd=child.cost_usd if child.ended else None,
+        tokens=child.tokens if child.ended else None,
+        note=f"run {child.run_id}, {child.status}{f': {why}' if (why := _why(child)) else ''}",
     )
 
 
@@ -129,9 +229,25 @@ def _call(rows: Rows, call: Call) -> TraceNode:
         at_ms=_since(zero, call.requested_at),
         ms=_since(call.requested_at, call.answered_at),
         cost_usd=call.cost_usd if call.answered_at else None,
-        note=f"call {call.call_id[:12]}",
+        tokens=call.tokens if call.answered_at else None,
+        note=f"call {call.call_id[:12]}{f' by {node}' if (node := node_of(call)) else ''}{_allowed(call)}",
         children=(inner,),
     )
+
+
+def _allowed(call: Call) -> str:
+    """What the limits of its run or tenant left it, where that is less than it would have had."""
+    allowed = call.allowance
+    if allowed is None:
+        return ""
+    amounts = {
+        "usd": f"${allowed.usd or 0:.6f}",
+        "tokens": f"{allowed.tokens} tokens",
+        "tool_calls": f"{allowed.tool_calls} tool calls",
+    }
+    cut = [amounts.get(one, "the run's time") for one in allowed.cut]
+    within = f"; within {', '.join(cut)}" if cut else ""
+    return within + ("; on the cheapest model" if allowed.economy else "")
 
 
 def _answer(rows: Rows, call: Call) -> list[TraceNode]:
@@ -189,6 +305,7 @@ def _model(zero: float, turn: ModelTurn) -> TraceNode:
         at_ms=_since(zero, turn.started_at),
         ms=_since(turn.started_at, turn.ended_at),
         cost_usd=turn.cost_usd,
+        tokens=turn.usage.input_tokens + turn.usage.output_tokens if turn.usage else None,
         note="; ".join(note for note in notes if note),
     )
 
@@ -259,6 +376,8 @@ def render(node: TraceNode, into: Tree | None = None) -> Tree:
         line.append(f"  {node.ms:.1f} ms", style="bold" if node.kind in {"workflow", "container"} else "")
     if node.cost_usd is not None:
         line.append(f"  ${node.cost_usd:.6f}", style="yellow")
+    if node.tokens:
+        line.append(f"  {node.tokens} tokens", style="yellow")
     if node.at_ms is not None:
         line.append(f"  @{node.at_ms:.0f}", style="dim")
     if node.note:

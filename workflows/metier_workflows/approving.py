@@ -24,7 +24,8 @@ from metier_infra.journal import Journal
 from metier_infra.messages import Delivery, Envelope
 from metier_infra.rows import Approval, Call
 from metier_infra.service import processing, send
-from metier_infra.words import ToolCallId
+from metier_infra.words import RunId, ToolCallId
+from metier_workflows.tracing import newest
 
 SOURCE = "/metier/orchestrator"
 log = structlog.get_logger()
@@ -50,11 +51,11 @@ class Approving:
             won = await self._journal.approvals.decide(
                 approval_id, granted=said.granted, by=said.by, note=said.note, arguments=changed
             )
-            settled = won or await self._journal.approvals.get(approval_id)
+            kept = won or await self._journal.approvals.get(approval_id)
             log.info("decision taken" if won else "decision too late", action="go on" if won else "drop",
                      approval_id=approval_id, granted=said.granted)  # fmt: skip
-            if settled and settled.granted is not None and not settled.announced:
-                await self._settle(settled)
+            if kept and kept.granted is not None and not kept.announced:
+                await self._settle(kept)
 
     async def attend(self, quiet_s: float) -> None:
         """See to what was left: approvals whose time is over, decisions that were not told, and parked calls that were cancelled."""
@@ -68,14 +69,24 @@ class Approving:
             await self._send_on(call)
 
     async def _settle(self, approval: Approval) -> None:
-        """Send the call to its agent again, wake its run, tell the decision; and remember that this was done."""
+        """Send the call to its agent again, wake its run, tell the decision; and remember that this was done. All of it belongs to the run's trace."""
         call = await self._journal.calls.get(approval.call_id)
-        if call is not None and call.answered_at is None:
-            await self._send_on(call)
-            await self._wake(call)
-        told = Envelope(_settled(approval), f"{approval.approval_id}/settled", SOURCE, approval.run_id)
-        await send(self._bus, EVENTS_TOPIC, told)
+        attributes = {telemetry.RUN_ID: approval.run_id, telemetry.CALL_ID: approval.call_id}
+        with telemetry.span(
+            telemetry.settle(approval.tool),
+            parent=await self._root(approval.run_id),
+            links=[telemetry.current()],
+            attributes=attributes,
+        ):
+            if call is not None and call.answered_at is None:
+                await self._send_on(call)
+                await self._wake(call)
+            await send(self._bus, EVENTS_TOPIC, settled(approval))
         await self._journal.approvals.told(approval.approval_id)
+
+    async def _root(self, run_id: RunId) -> str | None:
+        run = await self._journal.runs.get(run_id)
+        return newest(run, await self._journal.segments.of_run(run_id))[0] if run else None
 
     async def _send_on(self, call: Call) -> None:
         await send(self._bus, tasks_topic(call.agent), call_event(call))
@@ -89,12 +100,14 @@ class Approving:
 
 def call_event(call: Call) -> Envelope[CallRequested]:
     """What brings a call to its agent: the same whenever it is sent."""
-    told = call.model_dump(include={"run_id", "call_id", "agent", "task", "deadline", "stamp"})
+    told = call.model_dump(include={"run_id", "call_id", "agent", "task", "deadline", "allowance", "stamp"})
     asked = CallRequested.model_validate(told)
     return Envelope(asked, f"{call.call_id}/requested", SOURCE, call.call_id)
 
 
-def _settled(approval: Approval) -> ApprovalSettled:
+def settled(approval: Approval) -> Envelope[ApprovalSettled]:
+    """What became of a tool call that waited."""
     told = approval.model_dump(include={"run_id", "call_id", "approval_id", "agent", "tool", "granted", "stamp"})
     decision = {"by": approval.decided_by, "note": approval.note or "", "arguments": approval.changed}
-    return ApprovalSettled.model_validate(told | decision)
+    said = ApprovalSettled.model_validate(told | decision)
+    return Envelope(said, f"{approval.approval_id}/settled", SOURCE, approval.run_id)

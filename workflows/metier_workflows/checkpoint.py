@@ -5,9 +5,11 @@ The orchestrator gives one saver to each run it holds. A process that lost the r
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -24,24 +26,50 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from metier_infra import metrics
 from metier_infra.database import Database, Row, Statement
+from metier_infra.failpoints import failpoint
 
-_INSERT_VALUE = (
-    "INSERT INTO channel_values (run_id, ns, channel, version, kind, body)"
-    " VALUES (:run_id, :ns, :channel, :version, :kind, :body) ON CONFLICT DO NOTHING"
+_INSERT_VALUES = (
+    "INSERT INTO channel_values (run_id, ns, channel, version, kind, body) VALUES ROWS ON CONFLICT DO NOTHING"
 )
+_INSERT_WRITES = (
+    "INSERT INTO channel_writes (run_id, ns, checkpoint_id, task_id, path, idx, channel, kind, body) VALUES ROWS"
+    " ON CONFLICT (run_id, ns, checkpoint_id, task_id, idx) DO "
+)
+_KEEP = "NOTHING"
+_REPLACE = "UPDATE SET channel = excluded.channel, kind = excluded.kind, body = excluded.body"
 _INSERT_CHECKPOINT = (
     "INSERT INTO checkpoints (run_id, ns, checkpoint_id, parent_id, kind, body, metadata)"
     " VALUES (:run_id, :ns, :checkpoint_id, :parent_id, :kind, :body, :metadata)"
     " ON CONFLICT (run_id, ns, checkpoint_id) DO UPDATE SET metadata = excluded.metadata, body = excluded.body"
 )
-_INSERT_WRITE = (
-    "INSERT INTO channel_writes (run_id, ns, checkpoint_id, task_id, idx, path, channel, kind, body)"
-    " VALUES (:run_id, :ns, :checkpoint_id, :task_id, :idx, :path, :channel, :kind, :body)"
-    " ON CONFLICT (run_id, ns, checkpoint_id, task_id, idx) DO "
-)
-_KEEP = "NOTHING"
-_REPLACE = "UPDATE SET channel = excluded.channel, kind = excluded.kind, body = excluded.body"
+_ROWS_AT_ONCE = 50
+_TURNS = 8
+"""Turns of the event loop that the writes of a node wait for the checkpoint of their superstep: LangGraph stores it in the next one or two."""
+
+
+class Early:
+    """The writes of a finished node, before they are stored."""
+
+    def __init__(self, statements: Sequence[Statement]) -> None:
+        self.statements = statements
+        self._error: BaseException | None = None
+        self._settled = asyncio.Event()
+
+    def failed(self, error: BaseException) -> None:
+        """They could not be stored."""
+        self._error = error
+
+    def settled(self) -> None:
+        """It is known what became of them."""
+        self._settled.set()
+
+    async def stored(self) -> None:
+        """Wait until they are stored. Raises what kept them from it."""
+        await self._settled.wait()
+        if self._error is not None:
+            raise self._error
 
 
 class JournalSaver(BaseCheckpointSaver[str]):
@@ -55,6 +83,8 @@ class JournalSaver(BaseCheckpointSaver[str]):
         super().__init__(serde=JsonPlusSerializer(allowed_msgpack_modules=None))
         self._db = db
         self._epoch = epoch
+        self._early: list[Early] = []
+        self._storing = asyncio.Lock()
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """A version that grows, and differs between forks of one checkpoint."""
@@ -79,7 +109,7 @@ class JournalSaver(BaseCheckpointSaver[str]):
         place = _place(config)
         values = checkpoint["channel_values"]
         kind, body = self.serde.dumps_typed({**checkpoint, "channel_values": {}})
-        changed = [self._value(place, channel, str(version), values) for channel, version in new_versions.items()]
+        changed = [self._value(channel, str(version), values) for channel, version in new_versions.items()]
         row = {
             **place,
             "checkpoint_id": checkpoint["id"],
@@ -88,28 +118,55 @@ class JournalSaver(BaseCheckpointSaver[str]):
             "body": body,
             "metadata": json.dumps(get_checkpoint_metadata(config, metadata)),
         }
-        await self._db.write(*self._fence(place["run_id"]), *changed, Statement(_INSERT_CHECKPOINT, row))
+        stored = _insert(_INSERT_VALUES, place, changed)
+        await self._write(place["run_id"], *stored, Statement(_INSERT_CHECKPOINT, row))
+        failpoint("checkpoint.stored")
         return _config(place, checkpoint["id"])
 
-    def _value(self, place: Mapping[str, str], channel: str, version: str, values: Mapping[str, Any]) -> Statement:
+    async def _write(self, run_id: str, *statements: Statement) -> None:
+        """Write under the fence, together with the writes of nodes that are not stored yet."""
+        async with self._storing:
+            early, self._early = self._early, []
+            held = [statement for one in early for statement in one.statements]
+            if not held and not statements:
+                return
+            try:
+                with metrics.timed(metrics.CHECKPOINT_DURATION):
+                    await self._db.write(*self._fence(run_id), *held, *statements)
+            except BaseException as error:
+                for one in early:
+                    one.failed(error)
+                raise
+            finally:
+                for one in early:
+                    one.settled()
+
+    def _value(self, channel: str, version: str, values: Mapping[str, Any]) -> Mapping[str, object]:
         kind, body = self.serde.dumps_typed(values[channel]) if channel in values else ("empty", b"")
-        return Statement(_INSERT_VALUE, {**place, "channel": channel, "version": version, "kind": kind, "body": body})
+        return {"channel": channel, "version": version, "kind": kind, "body": body}
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        """Store what one finished node wrote, before the superstep is complete. Raises `FencedOff`."""
+        """Store what one finished node wrote: with the checkpoint of its superstep, or at once where other nodes still run. Raises `FencedOff`."""
         place = _place(config)
-        whole = {**place, "checkpoint_id": get_checkpoint_id(config), "task_id": task_id, "path": task_path}
-        conflict = _REPLACE if all(channel in WRITES_IDX_MAP for channel, _ in writes) else _KEEP
-        statements = [
-            Statement(
-                _INSERT_WRITE + conflict,
-                {**whole, "idx": WRITES_IDX_MAP.get(channel, n), **self._typed(channel, value)},
-            )
+        task = {**place, "checkpoint_id": get_checkpoint_id(config) or "", "task_id": task_id, "path": task_path}
+        special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        rows = [
+            {"idx": WRITES_IDX_MAP.get(channel, n), **self._typed(channel, value)}
             for n, (channel, value) in enumerate(writes)
         ]
-        await self._db.write(*self._fence(place["run_id"]), *statements)
+        unique = list({row["idx"]: row for row in (rows if special else reversed(rows))}.values())
+        early = Early(_insert(_INSERT_WRITES + (_REPLACE if special else _KEEP), task, unique))
+        self._early.append(early)
+        async with self._storing:  # the next checkpoint waits for it too, and may take these along
+            pass
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+            if early not in self._early:
+                return await early.stored()
+        await self._write(place["run_id"])
+        return await early.stored()
 
     def _typed(self, channel: str, value: object) -> dict[str, object]:
         kind, body = self.serde.dumps_typed(value)
@@ -190,6 +247,25 @@ class JournalSaver(BaseCheckpointSaver[str]):
             Statement("DELETE FROM channel_values WHERE run_id = :run_id", run),
             Statement("DELETE FROM channel_writes WHERE run_id = :run_id", run),
         )
+
+
+def _insert(sql: str, shared: Mapping[str, str], rows: Sequence[Mapping[str, object]]) -> list[Statement]:
+    """`sql` with many rows at once, which share some columns."""
+    parts = [rows[first : first + _ROWS_AT_ONCE] for first in range(0, len(rows), _ROWS_AT_ONCE)]
+    return [
+        Statement(_with_rows(sql, tuple(shared), tuple(part[0]), len(part)), {**shared, **_numbered(part)})
+        for part in parts
+    ]
+
+
+def _numbered(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    return {f"{name}_{n}": value for n, row in enumerate(rows) for name, value in row.items()}
+
+
+@lru_cache(maxsize=512)
+def _with_rows(sql: str, shared: Sequence[str], own: Sequence[str], n: int) -> str:
+    rows = [", ".join([*(f":{name}" for name in shared), *(f":{name}_{row}" for name in own)]) for row in range(n)]
+    return sql.replace("ROWS", ", ".join(f"({row})" for row in rows))
 
 
 def _place(config: RunnableConfig) -> dict[str, str]:

@@ -7,21 +7,28 @@ at the end wakes what was let go, once nobody here reads the wake-ups any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
-from metier_infra.errors import RetryLater
+from metier_infra.errors import NoTurn, RetryLater
+from metier_infra.events import RunAccepted
 from metier_infra.journal import Journal
 from metier_infra.rows import Run
 from metier_infra.words import RunId
 from metier_workflows.run_desk import RunDesk
+from metier_workflows.tenants import Tenants
+from metier_workflows.turns import Turns
 
 log = structlog.get_logger()
 
 Wake = Callable[[Run], Awaitable[None]]
+Work = Callable[[int | None], Awaitable[None]]
+"""One segment of a run. It is given how many runs of its tenant may be under way, over all replicas, and raises `NoTurn` where so many are."""
+STOP_S = 1.0
+"""How long a segment that is stopped may take to end; seconds."""
 
 
 @dataclass
@@ -34,16 +41,18 @@ class Held:
 
 
 class Holdings:
-    """Runs by id. `limit` of them run at one time, the others wait for their turn without a lease.
+    """Runs by id. `limit` of them run at one time, the others wait for their turn without a lease, as `turns` and `tenants` have it.
 
     `wake` announces a run, so that whoever owns its partition takes it.
     """
 
-    def __init__(self, journal: Journal, instance: str, wake: Wake, limit: int) -> None:
+    def __init__(self, journal: Journal, instance: str, wake: Wake, limit: int, tenants: Tenants | None = None) -> None:
         self._journal = journal
         self._instance = instance
         self._wake = wake
-        self._turns = asyncio.Semaphore(limit)
+        self._tenants = tenants or Tenants()
+        self._turns = Turns[RunDesk](limit, self._tenants)
+        self._called: dict[RunDesk, asyncio.Event] = {}
         self._held: dict[RunId, Held] = {}
         self._orphans: set[RunId] = set()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -58,13 +67,27 @@ class Holdings:
         held = self._held.get(run_id)
         return held.desk if held else None
 
-    def start(self, desk: RunDesk, partition: int, work: Coroutine[None, None, None]) -> None:
-        """Run `work` for the desk's run, in its turn; while draining, the run is only remembered, to be handed over."""
+    def of(self, partition: int) -> Sequence[RunDesk]:
+        """The desks of the runs that came through a partition."""
+        return [held.desk for held in self._held.values() if held.partition == partition]
+
+    def start(self, desk: RunDesk, partition: int, accepted: RunAccepted | None, work: Work) -> None:
+        """Run `work` for the desk's run, in the turn of what was `accepted` (None: the journal knows); while draining, the run is only remembered, to be handed over."""
         if self._draining:
+            self._orphans.add(desk.run_id)
+            return
+        task = asyncio.create_task(self._in_turn(desk, accepted, work))
+        held = self._held[desk.run_id] = Held(task, desk, partition)
+        task.add_done_callback(lambda _: self._forget(held))
+
+    def replace(self, desk: RunDesk, partition: int, work: Coroutine[None, None, None]) -> None:
+        """Stop whatever runs for the desk's run, or waits for its turn, and run `work` in its place: at once, it takes no turn."""
+        before = self._held.get(desk.run_id)
+        if self._draining and before is None:
             self._orphans.add(desk.run_id)
             work.close()
             return
-        task = asyncio.create_task(self._in_turn(work))
+        task = asyncio.create_task(_after(before.task if before else None, work))
         held = self._held[desk.run_id] = Held(task, desk, partition)
         task.add_done_callback(lambda _: self._forget(held))
 
@@ -76,15 +99,65 @@ class Holdings:
         """The run is about to be parked: from now on, whatever wakes it takes it up anew."""
         self._held.pop(run_id, None)
 
-    async def _in_turn(self, work: Coroutine[None, None, None]) -> None:
+    async def _in_turn(self, desk: RunDesk, accepted: RunAccepted | None, work: Work) -> None:
+        asked = accepted or await self._asked(desk.run_id)
+        if asked is None:
+            return
+        if asked.parent is not None:  # it runs within its parent's turn, or the two would wait for each other
+            await work(None)
+            return
+        at_most = self._tenants.of(asked.tenant).runs
+        self._turns.wait(desk, asked.tenant, asked.priority)
         try:
-            async with self._turns:
-                await work
+            while not await self._turn(desk, work, at_most):
+                self._turns.refused(desk)
         finally:
-            work.close()
+            self._turns.over(desk)
+            self._call_up()
+        if at_most is not None:
+            await self._tell_next(asked.tenant)
+
+    async def _asked(self, run_id: RunId) -> Run | None:
+        with suppress(RetryLater):
+            return await self._journal.runs.get(run_id)
+        return None  # whoever attends finds the run
+
+    async def _turn(self, desk: RunDesk, work: Work, at_most: int | None) -> bool:
+        """Wait for the desk's turn and work; whether its tenant had a turn left, over all replicas."""
+        called = self._called[desk] = asyncio.Event()
+        try:
+            self._call_up()
+            await called.wait()
+        finally:
+            del self._called[desk]
+        try:
+            await work(at_most)
+        except NoTurn:
+            return False
+        return True
+
+    def _call_up(self) -> None:
+        """Call those whose turn it is."""
+        while (desk := self._turns.next()) is not None:
+            self._called[desk].set()
+
+    async def _tell_next(self, tenant: str) -> None:
+        """A run of a limited tenant ended: whoever holds the next one, by the journal, shall try."""
+        with suppress(RetryLater):
+            following = await self._journal.runs.next_in_turn(tenant)
+            if following is not None and following.run_id not in self._held:
+                await self._wake(following)
+                return
+        self.look(tenant)
+
+    def look(self, tenant: str | None = None) -> None:
+        """A turn may be free that this replica was refused: of this tenant, or of any."""
+        self._turns.open(tenant)
+        self._call_up()
 
     async def renew(self) -> None:
         """Keep the leases of the runs that are here; give back those of runs that are not, whatever lost them."""
+        self.look()
         await self._journal.runs.renew(self._instance)
         for run_id in await self._journal.runs.held_by(self._instance):
             if run_id not in self._held:
@@ -118,10 +191,17 @@ class Holdings:
         self._draining = True
         if self._held:
             log.info("draining", action="drain", runs=len(self._held), limit_s=limit_s)
-            await asyncio.wait([held.task for held in self._held.values()], timeout=limit_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await self._emptied()
         left = list(self._held.values())
         self._orphans |= {one.desk.run_id for one in left}
         await self._let_go(left)
+
+    async def _emptied(self) -> None:
+        """Wait until nothing is here: a run that is given up meanwhile is replaced by its end."""
+        while self._held:
+            await asyncio.wait([held.task for held in self._held.values()])
 
     async def hand_over(self) -> None:
         """Give every lease back and wake what was let go: to be called once this replica reads nothing any more."""
@@ -135,3 +215,14 @@ class Holdings:
                 run = await self._journal.runs.get(run_id)
                 if run and not run.ended:
                     await self._wake(run)
+
+
+async def _after(before: asyncio.Task[None] | None, work: Coroutine[None, None, None]) -> None:
+    """Run `work` once `before`, which is cancelled, has ended. A node that does not let go is left behind: the new lease fences it off."""
+    try:
+        if before is not None:
+            before.cancel()
+            await asyncio.wait([before], timeout=STOP_S)
+        await work
+    finally:
+        work.close()

@@ -1,119 +1,137 @@
-"""The run's side of its nodes: records calls and decisions, sends them, and hands answers to the nodes that wait.
+"""The run's side of its nodes: records calls, waits and decisions, sends calls out, starts runs, and ends the waits of nodes.
 
-The orchestrator makes one `RunDesk` for each run it holds, and delivers to it; nodes reach it through `node`.
+The orchestrator makes one `RunDesk` for each run it holds, and delivers to its `waiting`; nodes reach it through `node`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+
+from pydantic import JsonValue
 
 from metier_infra import telemetry
 from metier_infra.bus import Bus
-from metier_infra.errors import CallFailed, DeadlineMissed, WorkflowBroken
-from metier_infra.events import EVENTS_TOPIC, CallAnswered, DecisionMade, tasks_topic
+from metier_infra.errors import CallFailed, DeadlineMissed, LimitReached, SubRunFailed, WorkflowBroken
+from metier_infra.events import CallAnswered, DecisionMade, tasks_topic
+from metier_infra.failpoints import failpoint
 from metier_infra.journal import Journal
 from metier_infra.messages import Envelope
+from metier_infra.outgoing import Level, Outgoing
 from metier_infra.retry import persist
-from metier_infra.rows import Call
+from metier_infra.rows import Call, Run, Wait
 from metier_infra.service import PATIENT, send
-from metier_infra.words import AgentCard, Answer, CallId, Decision, Failure, RunId, Task, stable_id
+from metier_infra.words import (
+    AgentCard,
+    Answer,
+    CallId,
+    Decision,
+    Failure,
+    Limits,
+    RunId,
+    Slot,
+    Task,
+    source_below,
+    stable_id,
+)
+from metier_workflows import measuring, progress
+from metier_workflows.accepting import Accepting
 from metier_workflows.approving import SOURCE, call_event
 from metier_workflows.node import Place
+from metier_workflows.spending import Spending
+from metier_workflows.waiting import PARK_AFTER_S, Waiter, Waiting
 
-
-@dataclass
-class Waiter:
-    """A node that waits for a call. `news` says that the call was answered, or is to be looked at again."""
-
-    place: Place
-    parked: bool = False
-    answered: CallAnswered | None = None
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+DEEPEST = 20
+"""So many runs may stand one under the other: a workflow that starts itself must end somewhere."""
 
 
 class RunDesk:
-    """See `metier_workflows.node.Desk`. `traceparent` is the root of the run's trace; `idle` is set while the run waits for persons alone.
+    """See `metier_workflows.node.Desk`. `waiting` knows which nodes wait, and whether the run may leave memory.
 
-    The orchestrator says which tasks of the graph `began` and `ended`: a node that does something else keeps the run in memory.
+    `progress` carries what is told of the run. `spending` keeps to the run's limits; `outputs` are the last values of the graph's outputs.
     """
 
-    def __init__(self, run_id: RunId, bus: Bus, journal: Journal, cards: Mapping[str, AgentCard]) -> None:
+    def __init__(
+        self,
+        run_id: RunId,
+        bus: Bus,
+        journal: Journal,
+        cards: Mapping[str, AgentCard],
+        level: Level = "all",
+        park_after_s: float = PARK_AFTER_S,
+    ) -> None:
         self.run_id = run_id
-        self.traceparent: str | None = None
-        self.idle = asyncio.Event()
+        self.progress = Outgoing(bus, level)
+        self.waiting = Waiting(park_after_s)
+        self.spending = Spending(journal)
+        self.outputs: dict[str, object] = {}
+        self._run: Run | None = None
         self._bus = bus
         self._journal = journal
         self._cards = cards
         self._asked: Counter[tuple[Place, str]] = Counter()
-        self._waiting: dict[CallId, Waiter] = {}
-        self._tasks: set[str] = set()
+        self._accepting = Accepting(bus, journal)
+
+    def serve(self, run: Run, spending: Spending) -> None:
+        """The run was taken up, as it stands here."""
+        self._run = run
+        self.spending = spending
+        self.progress.traceparent = run.traceparent
+
+    @property
+    def traceparent(self) -> str | None:
+        """The root of the run's trace, once it was taken up."""
+        return self._run.traceparent if self._run else None
 
     def cards(self) -> Mapping[str, AgentCard]:
         """See `Desk.cards`."""
         return self._cards
 
-    def began(self, task: str) -> None:
-        """A task of the graph runs."""
-        self._tasks.add(task)
-        self._weigh()
+    def _next(self, place: Place, what: str) -> Slot:
+        """Where in the run something is asked: the node's task, what it is and how often it was asked there before.
 
-    def ended(self, task: str) -> None:
-        """It ended."""
-        self._tasks.discard(task)
-        self._weigh()
-
-    @property
-    def waits_for(self) -> Sequence[CallId]:
-        """The calls that nodes wait for."""
-        return list(self._waiting)
-
-    def _weigh(self) -> None:
-        """Set `idle` if every task of the graph waits, and waits for parked calls alone."""
-        places = [waiter.place.task for waiter in self._waiting.values()]
-        waiting = all(any(task in place for place in places) for task in self._tasks)
-        if places and waiting and all(waiter.parked for waiter in self._waiting.values()):
-            self.idle.set()
-        else:
-            self.idle.clear()
-
-    def _next(self, kind: str, place: Place, what: str) -> str:
-        """An id that depends on the run, the node's task, what is asked and how often it was asked there before.
-
-        So it is the same when the node runs again, retried or after a crash, in whatever order its answers came.
+        So an id that is made of it is the same when the node runs again, retried or after a crash, in whatever order its answers came.
         """
         self._asked[place, what] += 1
-        return stable_id(kind, self.run_id, place.task, what, self._asked[place, what])
+        return place.task, what, self._asked[place, what]
 
     async def ask(self, place: Place, agent: str, task: Task, timeout_s: float) -> Answer:
         """See `Desk.ask`. The waiter stands before the call goes out, so that no answer can slip through."""
         if agent not in self._cards:
             raise WorkflowBroken(f"no agent is called {agent!r}; there are: {', '.join(sorted(self._cards)) or 'none'}")
-        call_id = CallId(self._next("call", place, stable_id(agent, task.model_dump_json())))
-        waiter = self._waiting[call_id] = Waiter(place)
+        slot = self._next(place, stable_id(agent, task.model_dump_json()))
+        call_id = CallId(stable_id("call", self.run_id, *slot))
         call = Call(
             call_id=call_id,
             run_id=self.run_id,
             agent=agent,
             task=task,
             deadline=time.time() + timeout_s,
+            slot=slot,
             stamp=self._cards[agent].stamp,
         )
         try:
-            self._weigh()
-            stored = await self._journal.calls.request(call)
-            while stored.answered_at is None and waiter.answered is None:
-                stored = await (self._parked(waiter, stored) if stored.parked_at else self._hot(waiter, stored))
-            return _answer(_with(stored, waiter.answered))
+            with self.waiting.waiter(call_id, "call", place) as waiter:
+                stored = await self._answered(call, waiter)
         finally:
-            del self._waiting[call_id]
-            self._weigh()
+            self.spending.settled()
+        self.progress.tell(progress.answered(stored))
+        return _answer(stored)
+
+    async def _answered(self, call: Call, waiter: Waiter) -> Call:
+        """The call with its result, recorded and sent now or before."""
+        stored = await self.spending.request(call, self._cards[call.agent], lambda: self.waiting.sharers)
+        waiter.recorded = True
+        self.progress.tell(progress.asked(stored))
+        while stored.answered_at is None and waiter.answered is None:
+            stored = await (self._parked(waiter, stored) if stored.parked_at else self._hot(waiter, stored))
+        return _with(stored, waiter.answered)
 
     async def _hot(self, waiter: Waiter, call: Call) -> Call:
-        """Send the call, and wait for news of it until its deadline; how it stands then."""
+        """Send the call, and wait for news of it until its deadline; how it stands then. One for which the run was parked was sent before that."""
         topic = tasks_topic(call.agent)
         attributes = {
             telemetry.AGENT_NAME: call.agent,
@@ -124,7 +142,11 @@ class RunDesk:
         with telemetry.span(telemetry.invoke_agent(call.agent), "client", attributes=attributes):
             try:
                 async with asyncio.timeout(max(0.0, call.deadline - time.time())):
-                    await persist(f"send to {topic}", lambda: send(self._bus, topic, call_event(call)), PATIENT)
+                    if call.awaited is None:
+                        failpoint("call.requested")
+                        await persist(f"send to {topic}", lambda: send(self._bus, topic, call_event(call)), PATIENT)
+                    self.waiting.settle(waiter)
+                    failpoint("call.sent")
                     return await self._news(waiter, call)
             except TimeoutError:
                 return await self._overdue(await self._look(call))
@@ -132,15 +154,14 @@ class RunDesk:
     async def _parked(self, waiter: Waiter, call: Call) -> Call:
         """Wait, with no span open and no deadline, for news of a call that waits for a person; how it stands then."""
         waiter.parked = True
-        self._weigh()
+        self.waiting.settle(waiter)
         try:
             return await self._news(waiter, call)
         finally:
             waiter.parked = False
 
     async def _news(self, waiter: Waiter, call: Call) -> Call:
-        await waiter.news.wait()
-        waiter.news.clear()
+        await waiter.heard()
         return call if waiter.answered else await self._look(call)
 
     async def _look(self, call: Call) -> Call:
@@ -153,25 +174,72 @@ class RunDesk:
         late = DeadlineMissed(f"the agent {call.agent!r} gave no answer before the call's deadline")
         return await self._journal.calls.answer(call.call_id, failure=Failure(code=late.code, message=str(late)))
 
-    def deliver(self, answered: CallAnswered) -> None:
-        """Hand a committed result to the node that waits for it; a second one, or one for another time, is dropped."""
-        waiter = self._waiting.get(answered.call_id)
-        if waiter is not None and waiter.answered is None:
-            waiter.answered = answered
-            waiter.news.set()
+    async def sleep(self, place: Place, *, after_s: float | None = None, until: float | None = None) -> None:
+        """See `Desk.sleep`."""
+        slot = self._next(place, stable_id("sleep", str(after_s), str(until)))
+        await self._wait(place, self._wait_of(slot, due=until), after_s)
 
-    def look(self, call_id: CallId | None = None) -> None:
-        """A call was parked, or goes on: the node that waits for it shall look. None: all that wait for a person."""
-        for known, waiter in self._waiting.items():
-            if known == call_id or (call_id is None and waiter.parked):
-                waiter.news.set()
+    async def signal(self, place: Place, name: str, timeout_s: float | None) -> JsonValue:
+        """See `Desk.signal`."""
+        ended = await self._wait(place, self._wait_of(self._next(place, stable_id("signal", name)), name), timeout_s)
+        if ended.signal_id is None:
+            raise DeadlineMissed(f"no signal {name!r} came within {timeout_s:g} seconds")
+        return ended.data
+
+    def _wait_of(self, slot: Slot, name: str | None = None, due: float | None = None) -> Wait:
+        return Wait(wait_id=stable_id("wait", self.run_id, *slot), run_id=self.run_id, slot=slot, name=name, due=due)
+
+    async def _wait(self, place: Place, asked: Wait, after_s: float | None) -> Wait:
+        """Record the wait, and how it ended."""
+        with self.waiting.waiter(asked.wait_id, "wait", place) as waiter:
+            wait = await self._journal.waits.ask(asked, after_s)
+            while wait.ended_at is None:
+                self.waiting.settle(waiter, at_least_s=wait.left_s or 0.0 if wait.name is None else 0.0)
+                wait = await self._next_news(waiter, wait)
+            return wait
+
+    async def _next_news(self, waiter: Waiter, wait: Wait) -> Wait:
+        """How the wait stands once there is news of it, or its time is over; that is measured by this machine's clock and decided by the database's."""
+        try:
+            async with asyncio.timeout(None if wait.left_s is None else max(0.0, wait.left_s)):
+                await waiter.heard()
+        except TimeoutError:
+            return await self._journal.waits.over(wait)
+        return await self._journal.waits.get(wait.wait_id) or wait
+
+    async def subrun(
+        self, place: Place, workflow: str, value: Mapping[str, JsonValue], limits: Limits | None
+    ) -> dict[str, JsonValue]:
+        """See `Desk.subrun`."""
+        slot = self._next(place, stable_id("run", workflow, json.dumps(value, sort_keys=True)))
+        run = _child(self._run, slot, workflow, dict(value), limits)
+        with self.waiting.waiter(run.run_id, "run", place) as waiter:
+            run = await self._started(run)
+            while not run.ended:
+                self.waiting.settle(waiter)
+                await waiter.heard()
+                run = await self._journal.runs.get(run.run_id) or run
+        return _result(run)
+
+    async def _started(self, child: Run) -> Run:
+        """The child as it stands, accepted now or before. Raises `WorkflowBroken` where it would stand too deep."""
+        stored = await self._journal.runs.get(child.run_id)
+        if stored is None and len(await self._journal.runs.above(child)) > DEEPEST:
+            raise WorkflowBroken(f"a run that stands {DEEPEST} deep under others may start none itself")
+        if stored is not None and stored.status != "accepted":
+            return stored
+        await persist(f"start {child.workflow}", lambda: self._accepting.take(child), PATIENT)
+        return await self._journal.runs.get(child.run_id) or child
 
     async def decide(self, place: Place, decision: Decision) -> Decision:
         """See `Desk.decide`. Told each time that the node runs, under one id: at least once."""
-        decision_id = self._next("decision", place, decision.category)
-        kept = await self._journal.decisions.record(decision_id, self.run_id, decision)
+        slot = self._next(place, decision.category)
+        decision = await self.spending.affordable(decision, self._cards)
+        decision_id = stable_id("decision", self.run_id, *slot)
+        kept = await self._journal.decisions.record(decision_id, self.run_id, decision, slot)
         event = Envelope(DecisionMade(run_id=self.run_id, decision=kept), decision_id, SOURCE, self.run_id)
-        await persist("tell a decision", lambda: send(self._bus, EVENTS_TOPIC, event), PATIENT)
+        await self.progress.told(event)
+        measuring.decided(kept)
         return kept
 
 
@@ -179,10 +247,51 @@ def _with(call: Call, answered: CallAnswered | None) -> Call:
     return call.model_copy(update={"answer": answered.answer, "failure": answered.failure}) if answered else call
 
 
+_LIMITED = {"limit_reached": {"usd", "tokens"}, "deadline_missed": {"time"}}
+"""Failures of a call that are the run's own doing, where its limits had left the call less of these than it would have had."""
+
+
 def _answer(call: Call) -> Answer:
     if call.answer is not None:
         return call.answer
     failure = call.failure or Failure(code="call_failed", message="no reason was recorded")
+    if failure.code in _LIMITED and call.allowance and _LIMITED[failure.code] & {*call.allowance.cut}:
+        raise LimitReached(f"a limit of the run left the agent {call.agent!r} too little: {failure.message}")
     if failure.code == "deadline_missed":
         raise DeadlineMissed(failure.message)
     raise CallFailed(f"the agent {call.agent!r} failed: {failure.message}", reason=failure.code)
+
+
+def _child(parent: Run | None, slot: Slot, workflow: str, value: dict[str, JsonValue], limits: Limits | None) -> Run:
+    """The run that a node of `parent` starts at this place: its id follows from both. It stands in the same trace, for the same tenant."""
+    if parent is None:
+        raise WorkflowBroken("a run can be started only inside a run that was taken up")
+    source, event_id = source_below(parent.run_id), stable_id(*slot)
+    return Run(
+        **parent.model_dump(include={"tenant", "priority"}),
+        run_id=RunId(stable_id("run", source, event_id)),
+        source=source,
+        event_id=event_id,
+        workflow=workflow,
+        version=None,
+        status="accepted",
+        input=value,
+        limits=limits,
+        parent=parent.run_id,
+        traceparent=telemetry.current() or parent.traceparent,
+    )
+
+
+def _result(run: Run) -> dict[str, JsonValue]:
+    if run.status == "succeeded":
+        return run.result or {}
+    if run.limits is None and run.failure and run.failure.code == "limit_reached":
+        raise LimitReached(
+            f"the run {run.run_id} of {run.workflow!r}, which has no limits of its own: {run.failure.message}"
+        )
+    failure = run.failure or Failure(code="cancelled", message=run.cancel_note or f"{run.cancelled_by} gave it up")
+    raise SubRunFailed(
+        f"the run {run.run_id} of {run.workflow!r} {run.status}: {failure.message}",
+        reason=failure.code,
+        run_id=run.run_id,
+    )

@@ -1,26 +1,27 @@
-"""One segment of a run: its graph, until it ends or waits for persons alone.
+"""One segment of a run: its graph, until it ends, or has waited for so long that it leaves memory.
 
-The orchestrator gives it LangGraph's stream of values and tasks. A run that waits for persons alone is cancelled, as when its replica drains, and goes on
+The orchestrator gives it LangGraph's stream of values and tasks. A run that does nothing but wait is cancelled, as when its replica drains, and goes on
 from its last checkpoint: `interrupt` would be an `Exception`, which a node of the author's may take for a failure and swallow.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 
-from metier_infra.words import CallId
+from metier_infra.rows import Awaited
+from metier_workflows import progress
 from metier_workflows.run_desk import RunDesk
 
 
 class Parked(BaseException):
-    """The run waits for these calls alone, and they for persons: it leaves memory. Not an error."""
+    """The run waits for these alone, by id, and has for long: it leaves memory. Not an error."""
 
-    def __init__(self, waits_for: Sequence[CallId]) -> None:
+    def __init__(self, waits_for: Mapping[str, Awaited]) -> None:
         super().__init__()
         self.waits_for = waits_for
 
@@ -38,11 +39,11 @@ async def to_the_end(
     work = asyncio.create_task(_last_values(desk, chunks, done))
     try:
         while not work.done():
-            idle = asyncio.create_task(desk.idle.wait())
+            idle = asyncio.create_task(desk.waiting.idle.wait())
             await asyncio.wait([work, idle], return_when=asyncio.FIRST_COMPLETED)
             idle.cancel()
-            if desk.idle.is_set() and not work.done():
-                raise Parked(desk.waits_for)
+            if desk.waiting.idle.is_set() and not work.done():
+                raise Parked(desk.waiting.awaited)
         return work.result()
     finally:
         work.cancel()
@@ -55,10 +56,15 @@ async def _last_values(desk: RunDesk, chunks: AsyncIterator[Any], done: frozense
     interrupts: list[object] = []
     async for mode, chunk in chunks:
         if mode == "values":
-            values = dict(chunk)
+            values = desk.outputs = dict(chunk)
         elif "result" in chunk:
-            desk.ended(chunk["id"])
+            desk.waiting.ended(chunk["id"])
+            desk.progress.tell(progress.node_ended(desk.run_id, chunk))
             interrupts += chunk["interrupts"]
-        elif chunk["id"] not in done:
-            desk.began(chunk["id"])
+        else:
+            desk.progress.tell(progress.node_started(desk.run_id, chunk))
+            if chunk["id"] in done:
+                desk.progress.tell(progress.node_ended(desk.run_id, chunk))
+            else:
+                desk.waiting.began(chunk["id"])
     return values | ({"__interrupt__": interrupts} if interrupts else {})

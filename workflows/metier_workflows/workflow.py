@@ -11,13 +11,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
+from langgraph.channels import LastValue
+from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.serde.types import TASKS
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Send
 from pydantic import BaseModel, JsonValue, ValidationError
 
-from metier_infra.errors import BadInput, BadSpec, UnknownWorkflow
+from metier_infra.errors import BadInput, BadSpec, UnknownWorkflow, WorkflowBroken
+from metier_infra.serving import Version
 from metier_infra.words import stable_id
 
+BRANCH_TO = "branch:to:"
+"""LangGraph's channels that say which node is next."""
 Graph = StateGraph[Any, Any, Any, Any]
 Compiled = CompiledStateGraph[Any, Any, Any, Any]
 
@@ -68,32 +75,84 @@ def shape(graph: Graph) -> str:
     branches = sorted(f"{node}?{name}" for node, found in graph.branches.items() for name in found)
     edges = sorted(f"{start}>{end}" for start, end in graph.edges)
     channels = sorted(cast("dict[str, object]", graph.channels))
-    return stable_id("shape", *sorted(graph.nodes), "|", *edges, "|", *branches, "|", *channels)[:12]
+    parts = [*sorted(graph.nodes), "|", *edges, "|", *branches, "|", *channels]
+    return stable_id("shape", *parts, *_joins(graph), *_kinds(graph), *_inner(graph))[:12]
+
+
+def _joins(graph: Graph) -> list[str]:
+    """Edges that wait for several nodes: each has a channel of its own."""
+    return sorted(f"{'+'.join(sorted(starts))}>{end}" for starts, end in graph.waiting_edges)
+
+
+def _kinds(graph: Graph) -> list[str]:
+    """Channels that keep more than the last value, by how they keep it."""
+    channels = cast("dict[str, object]", graph.channels).items()
+    return sorted(f"{name}:{type(one).__name__}" for name, one in channels if type(one) is not LastValue)
+
+
+def _inner(graph: Graph) -> list[str]:
+    """The shapes of the graphs inside, each with the node that it stands in: a run stops inside them too."""
+    try:
+        found = cast("list[tuple[str, object]]", list(cast("Any", graph.compile()).get_subgraphs()))
+    except ValueError:  # it cannot run: whoever starts it says why
+        return []
+    built = [(place, _builder(one)) for place, one in found]
+    return sorted(f"{place}={shape(graph)}" for place, graph in built if graph)
+
+
+def _builder(compiled: object) -> Graph | None:
+    """The graph that was compiled; of a function in LangGraph's other style there is none."""
+    builder: Graph | None = getattr(compiled, "builder", None)
+    return builder
 
 
 class Workflows:
-    """The workflows that one orchestrator serves, by name."""
+    """The workflows that one orchestrator serves, by name. Of several versions the last declared is the newest: new runs take it."""
 
     def __init__(self, served: Iterable[Workflow]) -> None:
-        self._by_name = {found.name: found for found in served}
+        self._by_name: dict[str, dict[str, Workflow]] = {}
+        for found in served:
+            versions = self._by_name.setdefault(found.name, {})
+            versions.pop(found.version, None)
+            versions[found.version] = found
 
     @property
     def names(self) -> list[str]:
         """The names, sorted."""
         return sorted(self._by_name)
 
+    @property
+    def versions(self) -> list[Version]:
+        """Every version of each, the newest of a name last."""
+        return [
+            Version(name, version, newest=version == list(found)[-1])
+            for name, found in sorted(self._by_name.items())
+            for version in found
+        ]
+
     def find(self, name: str, version: str | None) -> Workflow:
         """The workflow of that name. Raises `UnknownWorkflow` when it, or the version that a run is pinned to, is not served."""
-        found = self._by_name.get(name)
-        if found is None:
+        versions = self._by_name.get(name)
+        if versions is None:
             raise UnknownWorkflow(
                 f"no workflow is called {name!r}; this orchestrator serves: {', '.join(self.names) or 'none'}"
             )
-        if version is not None and version != found.version:
+        found = versions.get(version or list(versions)[-1])
+        if found is None:
             raise UnknownWorkflow(
-                f"the run is pinned to version {version} of {name!r}; this orchestrator serves {found.version}"
+                f"the run is pinned to version {version} of {name!r}; this orchestrator serves {', '.join(versions)}"
             )
         return found
+
+
+def refuse_gone(graph: Compiled, begun: CheckpointTuple) -> None:
+    """Raise `WorkflowBroken` where a run stands before a node that its graph has no more: LangGraph would pass over it, and end."""
+    checkpoint = begun.checkpoint
+    sends = cast("list[object]", checkpoint["channel_values"].get(TASKS) or [])
+    marked = {name.removeprefix(BRANCH_TO) for name in checkpoint["channel_values"] if name.startswith(BRANCH_TO)}
+    wanted = marked | {one.node for one in sends if isinstance(one, Send)}
+    if gone := sorted(wanted - graph.nodes.keys()):
+        raise WorkflowBroken(f"the run stands before {', '.join(gone)}, which the graph of {graph.name!r} has no more")
 
 
 def load_workflows(modules: Iterable[str]) -> Workflows:

@@ -1,0 +1,88 @@
+"""A layer round a bus that counts what goes through it. `compose` puts it round every bus; where nothing is exported it only passes on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
+
+from metier_infra import metrics
+from metier_infra.bus import Bus, Consumption, Handler
+from metier_infra.events import DEAD_LETTERS
+from metier_infra.messages import Delivery, Record
+
+
+class MeteredBus:
+    """See `metier_infra.bus.Bus`. Of each topic that is consumed here it knows the oldest record in hand."""
+
+    def __init__(self, inner: Bus) -> None:
+        self._inner = inner
+        self._in_hand: defaultdict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+
+    async def publish(self, *records: Record) -> None:
+        """See `Bus.publish`. A dead letter is counted by the topic where it lay, and its reason."""
+        await self._inner.publish(*records)
+        if not metrics.on():
+            return
+        for record in records:
+            metrics.add(metrics.SENT, 1, _hop("send", record.topic))
+            if record.topic == DEAD_LETTERS:
+                metrics.add(metrics.DEAD_LETTERS, 1, _buried(record))
+
+    async def consume(self, what: Consumption, handle: Handler, stop: asyncio.Event) -> None:
+        """See `Bus.consume`."""
+
+        async def metered(delivery: Delivery) -> None:
+            if metrics.on():
+                await self._handled(delivery, handle, what.group)
+            else:
+                await handle(delivery)
+
+        await self._inner.consume(what, metered, stop)
+
+    async def close(self) -> None:
+        """See `Bus.close`."""
+        await self._inner.close()
+
+    async def _handled(self, delivery: Delivery, handle: Handler, group: str | None) -> None:
+        hop = {**_hop("process", delivery.topic), metrics.GROUP: group}
+        metrics.add(metrics.CONSUMED, 1, hop)
+        in_hand, place = self._in_hand[delivery.topic], (delivery.partition, delivery.offset)
+        in_hand[place] = made_at(delivery)
+        metrics.watch(metrics.OLDEST_EVENT, lambda: _age(in_hand), {metrics.TOPIC: delivery.topic})
+        began, failed = time.perf_counter(), None
+        try:
+            await handle(delivery)
+        except BaseException as error:
+            failed = str(getattr(error, "code", type(error).__name__))
+            raise
+        finally:
+            del in_hand[place]
+            metrics.record(metrics.PROCESS_DURATION, time.perf_counter() - began, {**hop, metrics.ERROR_TYPE: failed})
+
+
+def _age(in_hand: Mapping[tuple[int, int], float]) -> float:
+    """Seconds since the oldest of them was made."""
+    return max((time.time() - at for at in list(in_hand.values())), default=0.0)
+
+
+def made_at(delivery: Delivery) -> float:
+    """When an event was made, as it says itself; what says nothing is new. Seconds since the epoch, and never in the future."""
+    now = time.time()
+    told = dict(delivery.headers).get("ce_time", b"")
+    with suppress(ValueError):
+        return min(now, datetime.fromisoformat(told.decode("ascii", "replace")).timestamp())
+    return now
+
+
+def _hop(operation: str, topic: str) -> dict[str, str | None]:
+    return {"messaging.system": "kafka", "messaging.operation.name": operation, metrics.TOPIC: topic}
+
+
+def _buried(record: Record) -> Mapping[str, str]:
+    headers = dict(record.headers)
+    place, reason = (headers.get(f"metier-dead-{name}", b"").decode(errors="replace") for name in ("topic", "reason"))
+    return {metrics.TOPIC: place, metrics.REASON: reason}

@@ -1,0 +1,270 @@
+"""The checks of `metier chaos`, the schedule and the failpoints: each check sees what it is for, and nothing where all is well.
+
+That they see it in a running system too is in test_chaos.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metier.chaos import checks, script
+from metier.chaos.evidence import Evidence, Seen
+from metier.chaos.ledger import Bill, Effect
+from metier.chaos.plan import COMPONENTS, KINDS, ROLES, SHARES, Request, draw
+from metier.chaos.proxy import HOST, Proxy, proxy
+from metier.chaos.recovery import percentile
+from metier.client import SOURCE, run_id_of
+from metier_infra import failpoints
+from metier_infra.errors import BadSettings
+
+RUN = run_id_of(SOURCE, "r")
+POISON = b"\xff"
+
+
+def event(name: str, kind: str, **data: object) -> Seen:
+    return Seen(RUN, f"{RUN}/{name}", f"io.metier.run.{kind}.v1", {"run_id": RUN, **data})
+
+
+START = event("started", "started")
+RESULT: dict[str, Any] = {"key": "r", "token": "7", "told": ["act receipt-1", "say said-7"]}
+END = event("ended", "succeeded", result=RESULT)
+TURNS = (("act", 0), ("act", 2), ("say", 0))
+
+
+def step(part: str, n: int, **more: object) -> dict[str, Any]:
+    return {"call_id": part, "n": n, "body": json.dumps({"messages": [{"tag": "model", **more}]})}
+
+
+def call(part: str, answered_at: float | None = 1.0) -> dict[str, Any]:
+    task = json.dumps({"text": f"{'say' if part == 'say' else 'effect'} r/{part} 7"})
+    return {"call_id": part, "run_id": RUN, "task": task, "attempt": 1, "answered_at": answered_at, "failure": None}
+
+
+GOOD = Evidence(
+    requests=[Request(0.0, "r", "chain", 1, POISON)],
+    events=[START, END, END],
+    dead=[(POISON, "undecodable")],
+    runs=[{"run_id": RUN, "event_id": "r", "status": "succeeded", "failure": None, "cost_usd": 3 * checks.TURN_USD}],
+    calls=[call("act"), call("say")],
+    steps=[step(part, n) for part, n in TURNS],
+    tool_calls=[{"tool_call_id": "t", "call_id": "act", "result": "{}", "ok": 1}],
+    effects=[Effect("r/act", "7", "receipt-1")],
+    bills=[Bill("r/act", "7", ()), Bill("r/act", "7", ("receipt-1",)), Bill("r/say", "7", ())],
+)  # fmt: skip
+AGAIN = Bill("r/say", "7", ())
+
+
+def test_nothing_is_wrong_where_nothing_is() -> None:
+    assert not any(checks.judge(GOOD, SOURCE).values())
+
+
+def test_what_may_happen_twice_is_not_held_against_anybody() -> None:
+    # Given an effect that was carried out twice, a request billed twice and marked so, and a start that was told again after the end
+    marked = [step("act", 0), step("act", 2), step("say", 0, asked_again=True)]
+    again = replace(
+        GOOD,
+        effects=[*GOOD.effects, Effect("r/act", "7", "receipt-2")],
+        bills=[*GOOD.bills, AGAIN],
+        steps=marked,
+        events=[*GOOD.events, START],
+    )
+
+    assert not any(checks.judge(again, SOURCE).values())
+    assert checks.executions_per_effect(again) == 2.0
+
+
+def row(**change: object) -> list[dict[str, Any]]:
+    return [{**GOOD.runs[0], **change}]
+
+
+WRONG: list[tuple[str, str, Evidence]] = [
+    ("lost", "there is no run", replace(GOOD, runs=[], calls=[], steps=[], tool_calls=[], events=[])),
+    ("lost", "failed", replace(GOOD, runs=row(status="failed", failure="{}"))),
+    ("lost", "no event told it", replace(GOOD, events=[START])),
+    ("lost", "not among the dead letters", replace(GOOD, dead=[])),
+    ("lost", "buried, unknown_call", replace(GOOD, dead=[*GOOD.dead, (b"good", "unknown_call")])),
+    ("stuck", "running", replace(GOOD, runs=row(status="running"))),
+    ("stuck", "nobody answered it", replace(GOOD, calls=[call("act"), call("say", None)])),
+    ("doubled_terminal", "nobody asked for", replace(GOOD, runs=[*GOOD.runs, {**GOOD.runs[0], "run_id": "x"}])),
+    ("doubled_terminal", "ended 2 times", replace(GOOD, events=[START, END, event("ended", "failed")])),
+    ("doubled_terminal", "ended 2 times", replace(GOOD, events=[START, END, event("ended", "succeeded", result={**RESULT, "token": "8"})])),
+    ("doubled_results", "2 histories", replace(GOOD, effects=[*GOOD.effects, Effect("r/act", "8", "receipt-2")])),
+    ("doubled_results", "saw 2 results", replace(GOOD, bills=[*GOOD.bills, Bill("r/act", "7", ("receipt-2",))])),
+    ("doubled_results", "2 tool calls were recorded", replace(GOOD, tool_calls=[*GOOD.tool_calls, *GOOD.tool_calls])),
+    ("doubled_results", "told", replace(GOOD, events=[START, event("ended", "succeeded", result={**RESULT, "told": ["act receipt-1"]})])),
+    ("doubled_results", "another token", replace(GOOD, events=[START, event("ended", "succeeded", result={**RESULT, "token": "8"})])),
+    ("doubled_results", "nobody gave", replace(GOOD, effects=[Effect("r/act", "7", "receipt-3")])),
+    ("order_violations", "started", replace(GOOD, events=[END, START])),
+    ("order_violations", "never started", replace(GOOD, events=[END])),
+    ("order_violations", "one id for two", replace(GOOD, events=[START, replace(START, data={"run_id": "x"}), END])),
+    ("spend_unaccounted", "none marked", replace(GOOD, bills=[*GOOD.bills, AGAIN])),
+    ("spend_unaccounted", "recorded, 1 billed", replace(GOOD, bills=GOOD.bills[1:], steps=[*GOOD.steps, step("act", 4)])),
+    ("spend_unaccounted", "cost", replace(GOOD, runs=row(cost_usd=5 * checks.TURN_USD))),
+    ("sandboxes_leaked", "c0ffee", replace(GOOD, leaked=["c0ffee"])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "said", "found"), WRONG, ids=[f"{name}: {said}" for name, said, _ in WRONG])
+def test_each_check_sees_what_it_is_for(name: str, said: str, found: Evidence) -> None:
+    wrong = checks.judge(found, SOURCE)
+
+    assert any(said in sentence for sentence in wrong[name]), wrong
+
+
+def test_a_seed_gives_its_schedule_again_and_another_seed_another_one() -> None:
+    first, again, other = (draw(seed=seed, runs=500, kills=60) for seed in (7, 7, 8))
+
+    assert first == again
+    assert first.faults != other.faults
+
+
+@pytest.mark.parametrize("kills", [6, 60, 1000])
+def test_every_kind_of_fault_comes_by_its_share_and_none_is_left_out(kills: int) -> None:
+    found = Counter(fault.kind for fault in draw(seed=1, runs=1, kills=kills).faults)
+
+    assert found.total() == kills
+    assert set(found) == set(KINDS)
+    assert kills != 60 or found == SHARES
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_only_what_was_named_is_harmed(component: str) -> None:
+    targets = {fault.target for fault in draw(seed=3, runs=1, kills=40, components=[component]).faults}
+
+    assert targets == set(ROLES.get(component, [component]))
+
+
+def test_what_cannot_be_had_does_not_come() -> None:
+    kinds = {fault.kind for fault in draw(seed=3, runs=1, kills=40, kinds=[k for k in KINDS if k != "restart"]).faults}
+
+    assert kinds == set(KINDS) - {"restart"}
+
+
+def test_the_script_asks_for_its_tool_until_it_has_a_receipt() -> None:
+    asked = script.read([{"content": "rules"}, {"content": "effect r/act 7"}])
+    told = script.read([{"content": "effect r/act 7"}, {"content": "receipt-12ab and receipt-12ab"}])
+
+    assert asked
+    assert script.reply(asked)["tool_calls"][0]["function"]["name"] == "effect"
+    assert told
+    assert script.reply(told)["content"].startswith("ANSWER: receipt-12ab\n")
+    assert script.read([{"content": "hello"}]) is None
+
+
+def test_percentiles_are_of_what_was_measured() -> None:
+    assert percentile([], 50) is None
+    assert [percentile([4.0, 1.0, 3.0, 2.0], percent) for percent in (50, 99)] == [2.0, 4.0]
+
+
+async def served(answer: Callable[[bytes], bytes]) -> tuple[asyncio.Server, int]:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while said := await reader.read(1000):
+            writer.write(answer(said))
+        writer.close()
+
+    server = await asyncio.start_server(talk, HOST, 0)
+    return server, server.sockets[0].getsockname()[1]
+
+
+async def test_the_proxy_passes_drops_and_rejects() -> None:
+    server, port = await served(bytes.upper)
+    async with server, proxy(port) as cut:
+        reader, writer = await asyncio.open_connection(HOST, cut.port)
+        writer.write(b"a")
+        assert await reader.read(10) == b"A"
+        # When it drops, what is said lies on the line, and arrives later
+        cut.drop()
+        writer.write(b"b")
+        waiting = asyncio.ensure_future(reader.read(10))
+        _, pending = await asyncio.wait([waiting], timeout=0.2)
+        assert pending
+        cut.mend()
+        assert await waiting == b"B"
+        # When it rejects, the connection ends, and so does a new one
+        cut.reject()
+        await _ends(reader)
+        late, _ = await asyncio.open_connection(HOST, cut.port)
+        await _ends(late)
+        writer.close()
+
+
+async def _ends(reader: asyncio.StreamReader) -> None:
+    try:
+        assert await reader.read(10) == b""
+    except ConnectionResetError:
+        return
+
+
+async def test_what_kafka_says_of_its_address_leads_through_the_proxy() -> None:
+    made = list[Proxy]()
+
+    def metadata(_: bytes) -> bytes:
+        body = b"\x00\x00\x00\x01" + HOST.encode() + made[0].target.to_bytes(4, "big") + b"rest"
+        return len(body).to_bytes(4, "big") + body
+
+    server, port = await served(metadata)
+    async with server, proxy(port, kafka=True) as cut:
+        made.append(cut)
+        reader, writer = await asyncio.open_connection(HOST, cut.port)
+        writer.write(b"?")
+        said = await reader.readexactly(4 + 4 + len(HOST) + 4 + 4)
+        assert HOST.encode() + cut.port.to_bytes(4, "big") + b"rest" in said
+        writer.close()
+
+
+BAD_POINTS = ["nowhere=crash", "run.leased=boom", "run.leased", "run.leased=crash@0", "run.leased=sleep:-1"]
+
+
+@pytest.mark.parametrize("text", BAD_POINTS)
+def test_a_failpoint_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(BadSettings, match="METIER_FAILPOINTS"):
+        failpoints.parse(text)
+
+
+def passing(text: str, times: int) -> subprocess.CompletedProcess[bytes]:
+    """A process that passes a point so often, and says each time that it lives on."""
+    program = (
+        "import sys; from metier_infra import failpoints; failpoints.arm(sys.argv[1])\n"
+        "for n in range(int(sys.argv[2])): failpoints.failpoint('run.leased'); print(n, flush=True)"
+    )
+    return subprocess.run([sys.executable, "-c", program, text, str(times)], capture_output=True, check=False)
+
+
+@pytest.mark.parametrize(("text", "lived"), [("run.leased=crash@3", 2), ("run.leased=crash", 0), ("run.told=crash", 5)])
+def test_a_process_dies_at_its_point_at_the_pass_that_is_named(text: str, lived: int) -> None:
+    ended = passing(text, 5)
+
+    assert len(ended.stdout.splitlines()) == lived
+    assert ended.returncode == (0 if lived == 5 else -9)
+
+
+def test_every_point_is_passed_somewhere_in_the_product() -> None:
+    sources = [
+        path
+        for top in ("workflows", "agents", "tools", "infra")
+        for path in (Path(__file__).parents[1] / top).rglob("*.py")
+    ]
+    said = "".join(path.read_text() for path in sources)
+
+    assert [name for name in failpoints.POINTS if f'failpoint("{name}")' not in said] == []
+
+
+def test_a_process_freezes_and_goes_on() -> None:
+    ended = passing("run.leased=freeze:0.2@2", 3)
+
+    assert ended.stdout.split() == [b"0", b"1", b"2"]
+
+
+def test_disarmed_points_do_nothing() -> None:
+    failpoints.arm("")
+    failpoints.failpoint("run.leased")

@@ -1,0 +1,258 @@
+"""Metrics: what is declared is emitted, under its declared labels and no others, and nothing that could grow without bound becomes a label.
+
+Not here: that a collector takes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from metier import client, compose, compose_tools, configuration, roles
+from metier.configuration import System
+from metier_agents import measuring as agents
+from metier_agents.recordings import read_recordings
+from metier_agents.turns import ModelTurn, Usage
+from metier_infra import metrics
+from metier_infra.bus import Consumption, MemoryBus
+from metier_infra.errors import BusGone
+from metier_infra.events import DEAD_LETTERS, RUNS
+from metier_infra.messages import Delivery, Record
+from metier_infra.metered import MeteredBus, made_at
+from metier_infra.retry import Backoff, persist
+from metier_infra.rows import Run
+from metier_infra.service import serve
+from metier_infra.words import RunId
+from metier_tools import measuring as tools
+from metier_tools.sandbox import Outcome, Request
+from metier_workflows import measuring as workflows
+
+HUNG = 40
+CODE = next(one for one in read_recordings(compose.recordings_path()).queries if one.category == "code_reasoning")
+IN_A_RUN = {
+    *(metrics.OPERATION_DURATION, metrics.WORKFLOW_DURATION, metrics.AGENT_DURATION),
+    *(metrics.INFERENCE_CALLS, metrics.TOOL_CALLS, metrics.TOOL_DURATION, metrics.SENT, metrics.CONSUMED),
+    *(metrics.PROCESS_DURATION, metrics.OLDEST_EVENT, metrics.RUN_COST, metrics.MODEL_COST, metrics.RUNS),
+    *(metrics.TIME_IN_STATE, metrics.CHECKPOINT_DURATION, metrics.SANDBOX_WAIT, metrics.DECISIONS),
+}
+"""What one run shows; each of the others has a test of its own below."""
+ELSEWHERE = {
+    *(metrics.RETRIES, metrics.DEAD_LETTERS, metrics.DUPLICATES, metrics.LEASES_EXPIRED, metrics.SANDBOX_BOOT),
+    *(
+        metrics.TOKEN_USAGE,
+        metrics.SANDBOX_KILLS,
+        metrics.SELFTEST,
+        metrics.FIRST_CHUNK,
+        metrics.FENCED,
+        metrics.BUDGET_STOPS,
+    ),
+}
+
+
+class Read:
+    """What was counted, by name: the points, each with its labels."""
+
+    def __init__(self, reader: InMemoryMetricReader) -> None:
+        self._reader = reader
+
+    @property
+    def points(self) -> Mapping[str, list[Any]]:
+        data = self._reader.get_metrics_data()
+        found: dict[str, list[Any]] = {}
+        for resource in data.resource_metrics if data else ():
+            for scope in resource.scope_metrics:
+                for one in scope.metrics:
+                    found.setdefault(one.name, []).extend(one.data.data_points)
+        return found
+
+    def value(self, metric: metrics.Metric, **labels: object) -> float:
+        """The sum over the points that have these labels, by the last part of a label's name."""
+        wanted = labels.items()
+        points = self.points.get(metric.name, [])
+        named = [({name.rpartition(".")[2]: value for name, value in one.attributes.items()}, one) for one in points]
+        return sum(getattr(one, "value", getattr(one, "count", 0)) for short, one in named if wanted <= short.items())
+
+
+@pytest.fixture
+def read() -> Iterator[Read]:
+    """Everything that is counted in the test."""
+    reader = InMemoryMetricReader()
+    metrics.stop()
+    metrics.start("tests", "one", reader)
+    yield Read(reader)
+    metrics.stop()
+
+
+def run_it(request: Request) -> Outcome:
+    said = f"{CODE.gold}\n" if "print(repr(" in request.source else ""
+    return Outcome("ok" if said else "error", 0 if said else 1, said, wall_ms=3.0)
+
+
+@pytest.fixture
+async def system(read: Read) -> AsyncGenerator[System]:
+    """Every role in this process, counted from its start."""
+    del read
+    lane = compose_tools.scripted_lane(run_it)
+    async with roles.embedded(configuration.configure(), journal=":memory:", lane=lane) as found:
+        yield found
+
+
+async def ask(system: System, workflow: str = "specialists") -> client.Ended:
+    return await client.publish_and_wait(system.bus, workflow, {"question": CODE.text}, event_id=None, timeout_s=HUNG)
+
+
+async def test_a_run_shows_in_every_metric_that_it_concerns_under_declared_labels_alone(
+    system: System, read: Read
+) -> None:
+    end = await ask(system)
+    points = read.points
+    assert {one.name for one in IN_A_RUN} - points.keys() == set()
+    declared = {one.name: set(one.labels) for one in metrics.METRICS}
+    for name, found in points.items():
+        assert {label for point in found for label in point.attributes} <= declared[name], name
+    values = {str(value) for found in points.values() for point in found for value in point.attributes.values()}
+    assert end.run_id not in values
+    assert not [one for one in values if re.search(r"[0-9a-f]{12}|\s", one) or len(one) > 60]
+
+
+async def test_what_a_run_took_is_what_the_metrics_say(system: System, read: Read) -> None:
+    end = await ask(system)
+    run = await system.journal.runs.get(end.run_id)
+    assert run is not None
+    made = await system.journal.tools.of_run(run.run_id)
+    assert read.value(metrics.MODEL_COST) == pytest.approx(end.cost_usd)
+    assert read.value(metrics.TOOL_DURATION, name="python") == len(made)
+    assert read.value(metrics.WORKFLOW_DURATION, name="specialists") == 1
+    assert read.value(metrics.RUN_COST, state="succeeded") == 1
+    assert read.value(metrics.DECISIONS) == 2
+    (asked,) = [one for one in read.points["metier.runs"] if one.attributes["metier.run.state"] == "accepted"]
+    assert asked.value == 0
+
+
+async def test_a_workflow_that_nobody_serves_makes_no_series_of_its_own(system: System, read: Read) -> None:
+    await ask(system, "made up by a stranger")
+    assert read.value(metrics.WORKFLOW_DURATION, name=metrics.OTHER) == 1
+    assert read.value(metrics.WORKFLOW_DURATION) == 1
+
+
+def test_every_declared_metric_is_in_a_test_and_named_once() -> None:
+    assert set(metrics.METRICS) == IN_A_RUN | ELSEWHERE
+    assert len({one.name for one in metrics.METRICS}) == len(metrics.METRICS)
+    assert all(one.buckets for one in metrics.METRICS if one.kind == "histogram")
+
+
+async def test_a_try_again_is_counted_by_its_reason(read: Read) -> None:
+    left = [BusGone("away"), BusGone("away")]
+
+    async def work() -> None:
+        if left:
+            raise left.pop()
+
+    await persist("work", work, Backoff(first_s=0.001))
+    assert read.value(metrics.RETRIES, reason="bus_gone") == 2
+
+
+async def test_a_dead_letter_is_counted_by_where_it_lay_and_why(read: Read) -> None:
+    bus, stop = MeteredBus(MemoryBus()), asyncio.Event()
+    await bus.publish(Record(RUNS, b"k", b"no event"))
+    serving = asyncio.create_task(serve(bus, Consumption([RUNS], "g"), {}, stop))
+    buried = asyncio.Event()
+
+    async def see(delivery: Delivery) -> None:
+        del delivery
+        buried.set()
+
+    seeing = asyncio.create_task(bus.consume(Consumption([DEAD_LETTERS], None), see, stop))
+    async with asyncio.timeout(HUNG):
+        await buried.wait()
+        stop.set()
+        await asyncio.gather(serving, seeing)
+    assert read.value(metrics.DEAD_LETTERS, name=RUNS, reason="undecodable") == 1
+    assert read.value(metrics.SENT, name=DEAD_LETTERS) == 1
+    assert read.value(metrics.CONSUMED, name="g") == 1
+
+
+async def test_the_age_of_the_oldest_event_counts_from_when_it_was_made_until_it_is_handled(read: Read) -> None:
+    bus, stop, let, inside = MeteredBus(MemoryBus()), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    await bus.publish(Record(RUNS, b"k", b"", (("ce_time", b"2026-01-01T00:00:00+00:00"),)))
+
+    async def handle(delivery: Delivery) -> None:
+        del delivery
+        inside.set()
+        await let.wait()
+
+    consuming = asyncio.create_task(bus.consume(Consumption([RUNS], None), handle, stop))
+    async with asyncio.timeout(HUNG):
+        await inside.wait()
+        assert read.value(metrics.OLDEST_EVENT, name=RUNS) > 86400
+        let.set()
+        stop.set()
+        await consuming
+    assert read.value(metrics.OLDEST_EVENT, name=RUNS) == 0
+
+
+@pytest.mark.parametrize("told", [b"", b"nonsense", b"9999-12-31T00:00:00+00:00", b"\xff"])
+def test_an_event_that_says_nothing_sensible_of_its_time_is_new(told: bytes) -> None:
+    before = made_at(Delivery(RUNS, 0, 0, None, b""))
+    assert made_at(Delivery(RUNS, 0, 0, None, b"", (("ce_time", told),))) >= before
+
+
+async def test_a_duplicate_request_is_counted(system: System, read: Read) -> None:
+    for _ in range(2):
+        await client.publish(system.bus, "specialists", {"question": CODE.text}, event_id="same")
+    await ask(system)
+    assert read.value(metrics.DUPLICATES, reason="request") == 1
+
+
+def test_the_ends_of_programs_and_the_self_test_are_counted(read: Read) -> None:
+    for status in ("ok", "timeout", "oom"):
+        tools.ran(Outcome(status, None))
+    tools.tested(0)
+    assert read.value(metrics.SELFTEST) == 1
+    tools.tested(2)
+    assert read.value(metrics.SELFTEST) == 0
+    assert read.value(metrics.SANDBOX_KILLS) == 2
+    assert read.value(metrics.SANDBOX_KILLS, cause="oom") == 1
+
+
+def test_only_a_run_that_was_running_had_a_lease_that_expired(read: Read) -> None:
+    run = Run(
+        run_id=RunId("r"), source="s", event_id="e", workflow="w", version=None, status="accepted", input={}, traceparent=""
+    )  # fmt: skip
+    workflows.woken(run)
+    workflows.woken(run.model_copy(update={"status": "running"}))
+    assert read.value(metrics.LEASES_EXPIRED) == 1
+
+
+def test_the_first_words_of_a_model_are_timed_once_and_what_was_counted_of_a_reply_is_taken(read: Read) -> None:
+    from metier_agents.spec import load_agents
+
+    spec = next(iter(load_agents(compose.agents_folder(configuration.configure())).values()))
+    heard: list[str] = []
+    with agents.request(spec) as measured:
+        hear = measured.first_text(heard.append)
+        assert hear is not None
+        hear("Once ")
+        hear("upon")
+        assert measured.first_text(None) is None
+        measured.replied("a", ModelTurn(usage=Usage(input_tokens=100, output_tokens=7), cost_usd=0.5))
+        measured.replied("a", ModelTurn(usage=Usage(input_tokens=900, output_tokens=0, estimated=True)))
+    assert heard == ["Once ", "upon"]
+    taken = {one.attributes["gen_ai.token.type"]: one.sum for one in read.points["gen_ai.client.token.usage"]}
+    assert taken == {"input": 100, "output": 7}
+    assert read.value(metrics.MODEL_COST, name="a") == 0.5
+    assert read.value(metrics.FIRST_CHUNK) == 1
+
+
+def test_where_nothing_is_exported_counting_does_nothing() -> None:
+    metrics.stop()
+    metrics.start("tests", "one")
+    assert not metrics.on()
+    metrics.add(metrics.FENCED)
+    metrics.record(metrics.RUN_COST, 1)
+    metrics.level(metrics.SELFTEST, 1)

@@ -1,0 +1,3 @@
+from kafka.record.default_records import DefaultRecordBatch as _Batch
+
+DefaultRecordBatch: type[_Batch]

@@ -1,0 +1,110 @@
+"""The harm itself: signals to processes, restarts of services, cuts of connections; each is made good again.
+
+`harness` calls `inflict` for each fault of the plan, several at a time; what is harmed already is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from metier.chaos.fleet import Fleet, Member
+from metier.chaos.plan import Fault, Kind
+from metier.chaos.proxy import Proxy
+from metier.chaos.recovery import Recovery
+from metier_infra.errors import MissingService
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The local stack whose services can be killed and started: its script and its state folder."""
+
+    script: Path
+    state: Path
+
+    def owns(self, service: str) -> bool:
+        """Whether the service is one of its own."""
+        return self.script.is_file() and (self.state / "run" / f"{service}.pid").is_file()
+
+    async def restart(self, service: str) -> None:
+        """Kill it as a crash would, and start it where it was. Raises `MissingService` when it does not come back."""
+        for verb in ("kill", "start"):
+            words = [sys.executable, str(self.script), verb, service, "--state", str(self.state)]
+            done = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise MissingService(f"{service} could not be restarted: {done.stderr.strip()}")
+
+
+@dataclass
+class Faults:
+    """Inflicts faults, and counts them by kind. `harmed` is told of a process whose work others should take up."""
+
+    fleet: Fleet
+    proxies: Mapping[str, Proxy]
+    stack: Stack
+    recovery: Recovery
+    counts: Counter[Kind] = field(default_factory=Counter[Kind])
+    _locks: dict[str, asyncio.Lock] = field(default_factory=dict[str, asyncio.Lock])
+
+    async def inflict(self, fault: Fault) -> None:
+        """Do the harm, and make it good again."""
+        acts: Mapping[Kind, Callable[[Fault], Awaitable[None]]] = {
+            "kill": self._kill, "drain": self._drain, "freeze": self._freeze,
+            "restart": self._restart, "drop": self._drop, "reject": self._reject,
+        }  # fmt: skip
+        async with self._lock(fault.target):
+            await acts[fault.kind](fault)
+        self.counts[fault.kind] += 1
+
+    def _lock(self, target: str) -> asyncio.Lock:
+        member = self.fleet.members.get(target)
+        return member.lock if member else self._locks.setdefault(target, asyncio.Lock())
+
+    async def _kill(self, fault: Fault) -> None:
+        member = self.fleet.members[fault.target]
+        member.send(signal.SIGKILL)
+        await self.recovery.follow(member.name)
+        await _again(member)
+
+    async def _drain(self, fault: Fault) -> None:
+        member = self.fleet.members[fault.target]
+        member.send(signal.SIGTERM)
+        await _again(member)
+
+    async def _freeze(self, fault: Fault) -> None:
+        member = self.fleet.members[fault.target]
+        member.send(signal.SIGSTOP)
+        await self.recovery.follow(member.name)
+        try:
+            await asyncio.sleep(fault.for_s)
+        finally:
+            member.send(signal.SIGCONT)
+
+    async def _restart(self, fault: Fault) -> None:
+        await self.stack.restart(fault.target)
+
+    async def _drop(self, fault: Fault) -> None:
+        await self._cut(fault, self.proxies[fault.target].drop)
+
+    async def _reject(self, fault: Fault) -> None:
+        await self._cut(fault, self.proxies[fault.target].reject)
+
+    async def _cut(self, fault: Fault, cut: Callable[[], None]) -> None:
+        cut()
+        try:
+            await asyncio.sleep(fault.for_s)
+        finally:
+            self.proxies[fault.target].mend()
+
+
+async def _again(member: Member) -> None:
+    """Start a process again once it has ended, and let it get ready: harmed faster than it can start, it would show nothing."""
+    await member.ended()
+    member.start()
+    await member.ready()
