@@ -322,6 +322,20 @@ async def test_steps_are_only_ever_added(journal: Journal) -> None:
     assert await journal.steps.of_call(CallId("other")) == []
 
 
+async def test_a_step_of_an_attempt_that_is_over_is_not_recorded(journal: Journal, brief: Journal) -> None:
+    call_id = await asked(journal, await accepted(journal))
+    first = await brief.calls.claim(call_id, "one")
+    assert first is not None
+    await journal.steps.append(call_id, 0, {"by": "one"}, attempt=first.attempt)
+    await journal.steps.append(call_id, 0, {"by": "one"}, attempt=first.attempt)
+    second = await brief.calls.claim(call_id, "another")
+    assert second is not None
+    with pytest.raises(FencedOff):
+        await journal.steps.append(call_id, 1, {"by": "one"}, attempt=first.attempt)
+    await journal.steps.append(call_id, 1, {"by": "another"}, attempt=second.attempt)
+    assert [step.body for step in await journal.steps.of_call(call_id)] == [{"by": "one"}, {"by": "another"}]
+
+
 def used(n: int, tool: str = "python", run_id: str = "r") -> ToolCallRow:
     return ToolCallRow(
         tool_call_id=ToolCallId(f"t{n}"),

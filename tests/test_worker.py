@@ -38,7 +38,7 @@ from metier_infra.journal import Journal
 from metier_infra.messages import Delivery, Envelope, decode, encode
 from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
-from metier_infra.words import CallId, RunId, Task, stable_id
+from metier_infra.words import Answer, CallId, RunId, Task, stable_id
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolCall, ToolResult
 
@@ -269,6 +269,26 @@ async def test_a_worker_of_the_same_name_takes_its_calls_up_at_once(house: House
     async with working(house.worker(ScriptedModel([ANSWER]))):
         (event,) = await house.answers(1)
     assert event.data.answer is not None
+
+
+async def test_a_worker_whose_call_was_taken_over_while_it_was_away_records_nothing_more_and_tells_the_others_answer(
+    house: House,
+) -> None:
+    call_id, slow = await house.ask(), SlowModel()
+    async with working(house.worker(slow)):
+        await slow.started.wait()
+        # When the worker stands still past its lease, and another takes the call and answers it
+        await house.journal.calls.release("one/solver")
+        taken = await house.journal.calls.claim(call_id, "another")
+        assert taken is not None
+        others = Answer(text="of another", agent="solver", model="m", policy="autonomous")
+        await house.journal.calls.answer(call_id, answer=others)
+        slow.go.set()
+        (event,) = await house.answers(1)
+    # Then what the first did meanwhile is in nobody's record, and it asked for no more
+    assert event.data.answer == others
+    assert await house.journal.steps.of_call(call_id) == []
+    assert len(slow.asked) == 1
 
 
 async def test_claims_are_kept_alive_while_a_model_thinks(house: House) -> None:

@@ -67,10 +67,10 @@ class Trail:
         self.history += messages
 
     async def record(self, *found: Message) -> None:
-        """The next step: these messages and those that were added before."""
+        """The next step: these messages and those that were added before. Raises `FencedOff` where another worker has taken the call over."""
         self.history += found
-        body = turns.dump(self.history[self.recorded :])
-        await self.attempt.journal.steps.append(self.attempt.call.call_id, self.step, body)
+        body, call = turns.dump(self.history[self.recorded :]), self.attempt.call
+        await self.attempt.journal.steps.append(call.call_id, self.step, body, attempt=call.attempt)
         failpoint("step.recorded")
         self.recorded, self.steps = len(self.history), self.steps + 1
 

@@ -29,7 +29,17 @@ from metier_agents.stamp import stamp
 from metier_agents.telling import Teller
 from metier_infra import metrics, service, telemetry
 from metier_infra.bus import Bus, Consumption
-from metier_infra.errors import BadSpec, Cancelled, Held, MetierError, RetryLater, TooLarge, UnknownCall, UnknownEvent
+from metier_infra.errors import (
+    BadSpec,
+    Cancelled,
+    FencedOff,
+    Held,
+    MetierError,
+    RetryLater,
+    TooLarge,
+    UnknownCall,
+    UnknownEvent,
+)
 from metier_infra.events import RUNS, CallAnswered, CallRequested, Event, tasks_topic
 from metier_infra.failpoints import failpoint
 from metier_infra.journal import Journal
@@ -258,6 +268,8 @@ class AgentWorker:
                 return await self._journal.calls.park(call.call_id, self._holder, attempt.purse.took)
             except RetryLater:
                 raise
+            except FencedOff as error:
+                raise Held(f"call {call.call_id} was taken over while this worker was away") from error
             except MetierError as error:
                 failure = Failure(code=error.code, message=str(error))
             except (Exception, SystemExit) as error:  # whatever broke, the call ends typed and the worker lives on

@@ -36,13 +36,19 @@ class Steps:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def append(self, call_id: CallId, n: int, body: Mapping[str, Any]) -> None:
-        """Record step `n`; a step that is there stays as it is."""
+    async def append(self, call_id: CallId, n: int, body: Mapping[str, Any], *, attempt: int | None = None) -> None:
+        """Record step `n`; a step that is there stays as it is.
+
+        Raises `FencedOff` where the call was claimed again since `attempt` (None: whoever records it): what two workers did at once would look like one's work.
+        """
+        held = "UPDATE calls SET attempt = attempt WHERE call_id = :call_id AND attempt = :attempt"
+        fence = [] if attempt is None else [Statement(held, {"call_id": call_id, "attempt": attempt}, must=True)]
         await self._db.write(
+            *fence,
             Statement(
                 "INSERT INTO steps (call_id, n, body, at) VALUES (:call_id, :n, :body, :now) ON CONFLICT (call_id, n) DO NOTHING",
                 {"call_id": call_id, "n": n, "body": json.dumps(body)},
-            )
+            ),
         )
 
     async def of_call(self, call_id: CallId) -> Sequence[Step]:
