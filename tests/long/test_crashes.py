@@ -1,6 +1,6 @@
-"""The delivery promises when a role dies: a crash at every named point of every role, on real services.
+"""The delivery promises when a role dies: a crash at every named point of every role, on real services. `make long` runs it.
 
-Not here: many runs under many faults at once, and the proof that the checks can fail (`long/test_chaos.py`, by `make long`).
+Not here: many runs under many faults at once, and the proof that the checks can fail (`test_chaos.py`).
 """
 
 from __future__ import annotations
