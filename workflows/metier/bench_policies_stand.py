@@ -180,8 +180,9 @@ class Stand:
             agent=self.spec.name,
             task=task,
             deadline=deadline,
-            attempt=1,
         )
+        await self.journal.calls.request(call)
+        call = await self.journal.calls.claim(call_id, self.spec.name) or call
         hands = Hands(self.journal, self.lane, BUILTIN, self.key)
         answer = await explorations.answer(Attempt(call, self.spec, self.model, self.journal, hands, deadline))
         steps = await self.journal.steps.of_call(call_id)
