@@ -314,12 +314,21 @@ async def test_what_became_of_predictions_is_read_newest_first_for_one_agent_and
     assert await judged(journal, "coder", "none") == []
 
 
+async def taken(journal: Journal, task: Task) -> Call:
+    """A call that a worker has claimed."""
+    asked = Call(call_id=CallId("now"), run_id=RunId("r"), agent="coder", task=task, deadline=2e9)
+    await journal.calls.request(asked)
+    call = await journal.calls.claim(asked.call_id, "worker")
+    assert call is not None
+    return call
+
+
 async def test_in_the_loop_a_policy_goes_by_its_half_life_and_by_what_became_of_predictions(journal: Journal) -> None:
     await finished(journal, 1, ok=False)
     await finished(journal, 2, ok=True)
     await journal.steps.append(CallId("c1"), 0, dump([realised(0.3, 0.0), realised(0.3, 0.0)]))
     task = Task(text="6*7?", category="code")
-    call = Call(call_id=CallId("now"), run_id=RunId("r"), agent="coder", task=task, deadline=2e9)
+    call = await taken(journal, task)
     turns = [ModelTurn(text='{"python": {"gain": 0.5}}'), ModelTurn(text="ANSWER: 42\nCONFIDENCE: 0.9")]
     hands = Hands(journal, ScriptedLane(lambda _: ToolResult(status="ok")), BUILTIN, b"k" * 32)
     await Loop(Attempt(call, SPEC, ScriptedModel(turns), journal, hands, 2e9)).run()
@@ -348,7 +357,7 @@ async def test_in_the_loop_the_answer_is_compared_with_the_models_own_and_the_re
 ) -> None:
     spec = SPEC.model_copy(update={"policy": SPEC.policy.model_copy(update={"tries": 1, "explore": 1.0})})
     task = Task(text="6*7?", category="code")
-    call = Call(call_id=CallId("now"), run_id=RunId("r"), agent="coder", task=task, deadline=2e9)
+    call = await taken(journal, task)
     use = ToolUse(id="u", tool="python", arguments={"code": "print(6*7)"})
     script = [ModelTurn(text=said), ModelTurn(uses=(use,)), ModelTurn(text=f"ANSWER: {answer}\nCONFIDENCE: 0.9")]
     lane = ScriptedLane(lambda _: ToolResult.model_validate({"status": status}))
@@ -367,9 +376,7 @@ async def test_an_answer_that_was_thought_over_since_stands_before_the_models_ow
         "policy": SPEC.policy.model_copy(update={"tries": 1, "explore": 1.0}),
         "reasoning": Deep.model_validate({"kind": "deep", "rounds": 1}),
     }
-    call = Call(
-        call_id=CallId("now"), run_id=RunId("r"), agent="coder", task=Task(text="?", category="code"), deadline=2e9
-    )
+    call = await taken(journal, Task(text="?", category="code"))
     use = ToolUse(id="u", tool="python", arguments={"code": "print(6*7)"})
     answers = [ModelTurn(text=f"ANSWER: {text}\nCONFIDENCE: 0.9") for text in ("42", "43")]
     hands = Hands(journal, ScriptedLane(lambda _: ToolResult(status="ok")), BUILTIN, b"k" * 32)
