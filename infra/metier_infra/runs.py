@@ -19,23 +19,27 @@ _ASKED = {
 }
 
 
-_CANCEL_RUNS = (
-    "WITH RECURSIVE tree(run_id) AS (SELECT CAST(:run_id AS text) UNION SELECT runs.run_id FROM runs JOIN tree ON runs.parent = tree.run_id)"
-    " UPDATE runs SET cancelled_by = :by, cancel_note = :note, cancelled_at = :now"
+def _with_those_below(sql: str) -> str:
+    """The same, with BELOW in it for a table `tree` of the ids of a run and of all that stand under it."""
+    return sql.replace(
+        "BELOW",
+        "RECURSIVE tree(run_id) AS (SELECT CAST(:run_id AS text)"
+        " UNION SELECT runs.run_id FROM runs JOIN tree ON runs.parent = tree.run_id)",
+    )
+
+
+_CANCEL_RUNS = _with_those_below(
+    "WITH BELOW UPDATE runs SET cancelled_by = :by, cancel_note = :note, cancelled_at = :now"
     " WHERE run_id IN (SELECT run_id FROM tree) AND cancelled_at IS NULL AND status IN ('accepted', 'running', 'parked')"
 )
-_CANCEL_CALLS = (
-    "WITH RECURSIVE tree(run_id) AS (SELECT CAST(:run_id AS text) UNION SELECT runs.run_id FROM runs JOIN tree ON runs.parent = tree.run_id)"
-    " UPDATE calls SET cancelled = coalesce(cancelled, :why) WHERE answered_at IS NULL AND run_id IN"
+_CANCEL_CALLS = _with_those_below(
+    "WITH BELOW UPDATE calls SET cancelled = coalesce(cancelled, :why) WHERE answered_at IS NULL AND run_id IN"
     " (SELECT runs.run_id FROM runs JOIN tree ON runs.run_id = tree.run_id WHERE cancelled_at IS NOT NULL)"
 )
-_STILL_OPEN = (
-    "WITH RECURSIVE tree(run_id) AS (SELECT CAST(:run_id AS text) UNION SELECT runs.run_id FROM runs JOIN tree ON runs.parent = tree.run_id)"
-    " SELECT runs.* FROM runs JOIN tree ON runs.run_id = tree.run_id"
+_STILL_OPEN = _with_those_below(
+    "WITH BELOW SELECT runs.* FROM runs JOIN tree ON runs.run_id = tree.run_id"
     " WHERE cancelled_at IS NOT NULL AND status IN ('accepted', 'running', 'parked')"
 )
-
-
 _ACCEPT = (
     "INSERT INTO runs (run_id, source, event_id, workflow, version, traceparent, tenant, priority, parent, origin, status, input, limits, accepted_at)"
     " SELECT :run_id, :source, :event_id, :workflow, :version, :traceparent, :tenant, :priority, :parent, :origin, 'accepted', :input, :limits, :now"

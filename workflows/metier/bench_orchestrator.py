@@ -30,8 +30,8 @@ from metier.bench_orchestrator_fill import fill
 from metier.bench_orchestrator_load import Load, floors, idle_ms, measure
 from metier.bench_peers import Size
 from metier.configuration import Config, System
+from metier.own_database import own_database
 from metier.terminal import console
-from metier_infra.database import Statement
 
 WORKFLOWS = "metier.examples.five,metier.bench_orchestrator_graphs"
 WIDTH = 100
@@ -114,7 +114,7 @@ async def _peers(config: Config, folder: Path, size: Size, missing: Mapping[str,
     redis = config.lane.redis_url.get_secret_value() if config.lane.redis_url else ""
     found: dict[str, Any] = {"celery": figures(await bench_peers.celery(size, folder, redis))}
     if "dbos" not in missing:
-        async with _own_database(config, f"bench_{secrets.token_hex(4)}") as url:
+        async with own_database(config, f"bench_{secrets.token_hex(4)}") as url:
             found["dbos"] = figures(await bench_peers.dbos(size, folder, url))
     return found
 
@@ -177,7 +177,7 @@ async def _distributed(config: Config, folder: Path) -> AsyncGenerator[System]:
     """An orchestrator and an agent worker in processes of their own, and a client of theirs."""
     name = f"bench_{secrets.token_hex(4)}"
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(_own_database(config, name))
+        url = await stack.enter_async_context(own_database(config, name))
         own = replace(
             config,
             kafka=config.kafka.model_copy(update={"prefix": f"{name}."}),
@@ -199,26 +199,6 @@ async def _distributed(config: Config, folder: Path) -> AsyncGenerator[System]:
         starting = [_role(words, environment, folder) for words in (["orchestrator"], ["agent", *_AGENTS])]
         await asyncio.gather(*[stack.enter_async_context(role) for role in starting])
         yield await stack.enter_async_context(client.connect(own))
-
-
-@asynccontextmanager
-async def _own_database(config: Config, name: str) -> AsyncGenerator[str]:
-    """A migrated database beside the one that is configured; dropped at the end."""
-    from metier_infra.database import migrate
-    from metier_infra.postgres_journal import PostgresDatabase
-
-    given = _postgres(config)
-    server, _, _ = given.rpartition("/")
-    admin = await PostgresDatabase(given, 1).open()
-    await admin.write(Statement(f"CREATE DATABASE {name}"))
-    try:
-        db = await PostgresDatabase(f"{server}/{name}", 1).open()
-        await migrate(db)
-        await db.close()
-        yield f"{server}/{name}"
-    finally:
-        await admin.write(Statement(f"DROP DATABASE {name} WITH (FORCE)"))
-        await admin.close()
 
 
 @asynccontextmanager

@@ -39,6 +39,7 @@ from metier_infra.rows import Run
 from metier_infra.service import send
 from metier_infra.words import Failure, RunId, Word, stable_id
 
+R = TypeVar("R", RetryRequested, RedriveRequested)
 E = TypeVar("E", CancelRequested, RetryRequested, RedriveRequested, Signalled)
 State = Literal["taken", "rejected", "sent"]
 TAKEN_S = 10.0
@@ -100,14 +101,8 @@ def retry(
     as_json: Json = False,
 ) -> None:
     """Run ended runs once more, from their input on, as new runs of the newest version."""
-    found = partial(_chosen, run_ids=run_ids, status=status, workflow=workflow, since=since, limit=limit)
-
-    async def work(system: System) -> list[Outcome]:
-        return await _ask_all(
-            system, [_asked(RetryRequested, run, by, note=note) for run in await found(system.journal)]
-        )
-
-    _tell(run_command(client.connect, work), "retried", as_json)
+    chosen = partial(_chosen, run_ids=run_ids, status=status, workflow=workflow, since=since, limit=limit)
+    _tell(_repeated(RetryRequested, chosen, by, note), "retried", as_json)
 
 
 def redrive(
@@ -121,14 +116,17 @@ def redrive(
     as_json: Json = False,
 ) -> None:
     """Go on with runs that failed or were cancelled, from their last checkpoint, as new runs: what was answered is not asked again."""
-    found = partial(_chosen, run_ids=run_ids, status=status, workflow=workflow, since=since, limit=limit)
+    chosen = partial(_chosen, run_ids=run_ids, status=status, workflow=workflow, since=since, limit=limit)
+    _tell(_repeated(RedriveRequested, chosen, by, note), "redriven", as_json)
 
+
+def _repeated(
+    kind: type[R], chosen: Callable[[Journal], Awaitable[Sequence[Run]]], by: str | None, note: str
+) -> list[Outcome]:
     async def work(system: System) -> list[Outcome]:
-        return await _ask_all(
-            system, [_asked(RedriveRequested, run, by, note=note) for run in await found(system.journal)]
-        )
+        return await _ask_all(system, [_asked(kind, run, by, note=note) for run in await chosen(system.journal)])
 
-    _tell(run_command(client.connect, work), "redriven", as_json)
+    return run_command(client.connect, work)
 
 
 def signal(

@@ -1,4 +1,4 @@
-"""A migrated database of somebody's own on the configured server: `metier chaos` works in one, beside whatever else is there."""
+"""A migrated database of somebody's own on the configured server: `metier chaos` and `metier bench orchestrator` work in one, beside whatever else is there."""
 
 from __future__ import annotations
 
