@@ -11,11 +11,9 @@ import operator
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, cast
-from weakref import WeakSet
 
 import pytest
 from langgraph.graph import END, START, StateGraph
@@ -62,6 +60,7 @@ from metier_infra.service import Ready
 from metier_infra.settings import KafkaSettings
 from metier_infra.socket_bus import serve_bus
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.testing import Process
 from metier_infra.words import AgentCard, Answer, CallId, RunId, Task, stable_id
 from metier_tools.builtin import BUILTIN
 from metier_tools.tool import ToolResult
@@ -341,32 +340,16 @@ async def until(probe: Callable[[], Awaitable[T | None]]) -> T:
             await asyncio.sleep(0.02)
 
 
-_tasks: ContextVar[WeakSet[asyncio.Task[Any]] | None] = ContextVar("tasks", default=None)
-
-
-def _start(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
-    task = asyncio.Task(work, loop=loop, **options)
-    if (mine := _tasks.get()) is not None:
-        mine.add(task)
-    return task
-
-
 @asynccontextmanager
 async def running(work: Any, ready: asyncio.Event) -> AsyncGenerator[None]:
     """A role that dies at the end of the block: every task that it started ends where it is."""
-    asyncio.get_running_loop().set_task_factory(_start)
-    mine: WeakSet[asyncio.Task[Any]] = WeakSet()
-    token = _tasks.set(mine)
-    role = asyncio.create_task(work)
-    _tasks.reset(token)
+    process = Process(work)
     async with asyncio.timeout(HUNG):
         await ready.wait()
     try:
         yield
     finally:
-        for task in list(mine):
-            task.cancel()
-        await asyncio.wait([role, *mine])
+        await process.die()
 
 
 @pytest.fixture

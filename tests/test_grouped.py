@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from metier_infra.grouped import LARGEST_GROUP, Grouped
+from metier_infra.testing import Process
 
 
 class Gone(Exception):
@@ -124,3 +125,20 @@ async def test_the_end_waits_for_what_is_under_way() -> None:
     place.go.release()
     await ending
     assert work.result() == "1"
+
+
+async def test_a_group_is_done_by_nobody_in_particular_so_that_no_death_of_who_came_first_takes_the_others_with_it() -> (
+    None
+):
+    # Given a process whose work opens a group, and another that stands in the same
+    place = Place()
+    first = Process(place.grouped.do(1))
+    await begun(place, 1)
+    other = asyncio.create_task(place.grouped.do(2))
+    # When the first dies
+    await first.die()
+    place.go.release()
+    place.go.release()
+    # Then the other's work is done all the same
+    async with asyncio.timeout(20):
+        assert await other == "2"

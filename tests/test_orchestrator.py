@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import operator
 import secrets
-from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypedDict
@@ -45,6 +43,7 @@ from metier_infra.postgres_journal import PostgresDatabase
 from metier_infra.service import Ready, send, serve
 from metier_infra.settings import KafkaSettings
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.testing import Process
 from metier_infra.words import AgentCard, Answer, CallId, Failure, RunId, Spent, Task, stable_id
 from metier_workflows.node import Place, agent, agents, decide
 from metier_workflows.orchestrator import Orchestrator
@@ -225,36 +224,19 @@ class Helper:
                 await self.changed.wait()
 
 
-_replica: ContextVar[str] = ContextVar("replica", default="")
-_tasks: defaultdict[str, list[asyncio.Task[Any]]] = defaultdict(list)
-
-
 class Replica:
     """One orchestrator, and every task that it starts, so that it can die as a process does."""
 
     def __init__(self, bus: Bus, journal: Journal, name: str, drain_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_task_factory(self._start)
         self.name = name
         self.stop, self.ready = asyncio.Event(), asyncio.Event()
-        _tasks[name].clear()
-        token = _replica.set(name)
         replica = Orchestrator(bus, journal, WORKFLOWS, CARDS, instance=name, drain_s=drain_s)
-        self.task = asyncio.create_task(replica.run(self.stop, Ready(None, 2, self.ready.set)))
-        _replica.reset(token)
-
-    @staticmethod
-    def _start(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
-        task = asyncio.Task(work, loop=loop, **options)
-        _tasks[_replica.get()].append(task)
-        return task
+        self._process = Process(replica.run(self.stop, Ready(None, 2, self.ready.set)))
+        self.task = self._process.task
 
     async def crash(self) -> None:
         """Every task of it ends where it is."""
-        alive = [task for task in _tasks[self.name] if not task.done()]
-        for task in alive:
-            task.cancel()
-        await asyncio.wait([*alive, self.task])
+        await self._process.die()
 
     async def end(self) -> None:
         """It drains, as after SIGTERM."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -50,7 +51,7 @@ class Grouped(Generic[Work, Result]):
         wanted: Wanted[Work, Result] = Wanted(work, asyncio.get_running_loop().create_future())
         self._waiting.append(wanted)
         if self._working is None:
-            self._working = asyncio.create_task(self._work())
+            self._working = asyncio.create_task(self._work(), context=Context())  # it is nobody's own work
         return await wanted.done
 
     async def end(self) -> None:

@@ -1,9 +1,13 @@
-"""A database whose process dies, for tests of what a crash costs. Tests put it between a journal and its database."""
+"""Deaths, for tests of what a crash costs: of a process with all its tasks, and of one at a write to its database."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
 
 from metier_infra.database import Database, Params, Row, Statement
 
@@ -39,3 +43,36 @@ class Dying:
     async def close(self) -> None:
         """See `Database.close`."""
         await self.inner.close()
+
+
+_tasks: ContextVar[WeakSet[asyncio.Task[Any]] | None] = ContextVar("tasks", default=None)
+
+
+class Process:
+    """Does `work`; `die` ends it with every task that began in it or below, where they are, as the death of a process does.
+
+    A task with a context of its own is no part of it: a database that replicas of a test share writes on.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+        asyncio.get_running_loop().set_task_factory(_noted)
+        self._tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
+        token = _tasks.set(self._tasks)
+        self.task = asyncio.create_task(work)
+        _tasks.reset(token)
+
+    async def die(self) -> None:
+        """End now. Nothing is raised, whatever the work came to."""
+        alive = [task for task in [*self._tasks] if not task.done()]
+        for task in alive:
+            task.cancel()
+        await asyncio.wait([*alive, self.task])
+
+
+def _noted(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+    task = asyncio.Task(work, loop=loop, **options)
+    context = options.get("context")
+    tasks = _tasks.get() if context is None else context.get(_tasks)
+    if tasks is not None:
+        tasks.add(task)
+    return task

@@ -6,10 +6,8 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-from weakref import WeakSet
+from typing import TypeVar
 
 from pydantic import JsonValue
 
@@ -35,6 +33,7 @@ from metier_infra.messages import Delivery, Envelope, decode, encode
 from metier_infra.rows import Run
 from metier_infra.service import Ready, send, serve
 from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.testing import Process
 from metier_infra.words import AgentCard, Answer, CallId, Failure, RunId, Spent, stable_id
 from metier_workflows.orchestrator import Orchestrator
 from metier_workflows.workflow import Workflows
@@ -43,7 +42,6 @@ HUNG = 40
 TASKS = tasks_topic("helper")
 CARDS = {"helper": AgentCard(name="helper", model="m", policy="autonomous")}
 T = TypeVar("T")
-_tasks: ContextVar[WeakSet[asyncio.Task[Any]] | None] = ContextVar("tasks", default=None)
 
 
 async def until(probe: Callable[[], Awaitable[T | None]]) -> T:
@@ -141,22 +139,17 @@ class House:
     @asynccontextmanager
     async def replica(self, *, db: Database | None = None, park_after_s: float = 60, name: str = "one") -> AsyncGenerator[None]:  # fmt: skip
         """An orchestrator, until the end of the block; then every task of it ends where it is, as when its process dies."""
-        asyncio.get_running_loop().set_task_factory(_noted)
-        ready, ours = asyncio.Event(), WeakSet[asyncio.Task[Any]]()
+        ready = asyncio.Event()
         role = Orchestrator(self.bus, Journal(db or self.db, self.lease_s), self.workflows, CARDS, instance=name,
                             drain_s=1, park_after_s=park_after_s)  # fmt: skip
-        token = _tasks.set(ours)
-        task = asyncio.create_task(role.run(asyncio.Event(), Ready(None, 2, ready.set)))
-        _tasks.reset(token)
+        process = Process(role.run(asyncio.Event(), Ready(None, 2, ready.set)))
         waiting = asyncio.create_task(ready.wait())
-        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=HUNG)
+        await asyncio.wait([process.task, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=HUNG)
         try:
             yield
         finally:
-            alive = [one for one in [*ours] if not one.done()]
-            for one in alive:
-                one.cancel()
-            await asyncio.wait([*alive, task, waiting])
+            waiting.cancel()
+            await process.die()
 
     @asynccontextmanager
     async def moved(self) -> AsyncGenerator[None]:
@@ -228,13 +221,6 @@ class House:
         async with asyncio.timeout(HUNG):
             await self.bus.consume(Consumption([EVENTS_TOPIC], None), keep, stop)
         return {one.id for one in map(decode, seen) if isinstance(one.data, RunSucceeded | RunFailed | RunCancelled)}
-
-
-def _noted(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
-    task = asyncio.Task(work, loop=loop, **options)
-    if (ours := _tasks.get()) is not None:
-        ours.add(task)
-    return task
 
 
 async def helper_on(bus: Bus, journal: Journal) -> Helper:
