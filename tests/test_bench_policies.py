@@ -151,6 +151,16 @@ def test_the_same_seed_gives_the_same_figures_and_another_one_others(
     assert first["cells"] != document(other, measured(recordings, other)[0], 1.0)["cells"]
 
 
+def test_a_defect_in_one_cell_ends_the_bench(recordings: Recordings) -> None:
+    def broken(_: ToolCall) -> ToolResult:
+        raise ZeroDivisionError
+
+    stand = Bench(plan(recordings), recordings, ScriptedLane(broken), b"k" * 32)
+    with pytest.raises(ExceptionGroup) as raised:
+        asyncio.run(asyncio.wait_for(stand.run(), 60))
+    assert raised.group_contains(ZeroDivisionError)
+
+
 def test_every_policy_meets_the_same_faults(recordings: Recordings) -> None:
     """Collaborative and meta-reasoned, both with a tool that they call at once, are told the same of every query."""
     made, seen = plan(recordings), dict[str, list[tuple[str, float]]]()

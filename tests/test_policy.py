@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 from dataclasses import replace
 
 import pytest
@@ -693,6 +695,24 @@ def test_an_assessment_keeps_the_models_own_answer_and_the_lot() -> None:
 def test_two_answers_say_the_same(one: str, other: str, agree: bool) -> None:
     assert same(one, other) is agree
     assert same(other, one) is agree
+
+
+def test_a_literal_is_read_though_a_finaliser_of_the_garbage_collector_parses_meanwhile() -> None:
+    def collected(phase: str, _found: object) -> None:
+        below(20) if phase == "start" else None
+
+    def below(depth: int) -> None:
+        below(depth - 1) if depth else ast.parse("1")
+
+    often = gc.get_threshold()
+    gc.callbacks.append(collected)
+    gc.set_threshold(1)
+    try:
+        assert same("[" + "1, {}, " * 20 + "]", "[" + "1, {},  " * 20 + "]")
+    finally:
+        gc.set_threshold(*often)
+        gc.callbacks.remove(collected)
+
 
 
 # ---- whatever the model does

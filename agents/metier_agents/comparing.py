@@ -6,7 +6,10 @@ The loop compares a model's answer after tools with its own from before; the ben
 from __future__ import annotations
 
 import ast
+import gc
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 
 LONGEST = 10_000
 """Characters up to which a text is read as a literal."""
@@ -34,7 +37,19 @@ def literal(text: str) -> tuple[object] | None:
     if len(text) > LONGEST:
         return None
     try:
-        with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
+        with warnings.catch_warnings(action="ignore", category=SyntaxWarning), _no_collection():
             return (ast.literal_eval(text.strip()),)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
+
+
+@contextmanager
+def _no_collection() -> Generator[None]:
+    # A finaliser that parses too (a logged traceback does) makes the parse that it interrupts fail: CPython gh-106905.
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()

@@ -133,6 +133,7 @@ class KafkaBus:
             delivery_timeout_ms=30_000,
             request_timeout_ms=10_000,
             max_request_size=10 << 20,
+            metrics_enabled=False,  # nobody reads them, and they take a fifth of the client's time
             **CONNECTING,
         )
 
@@ -261,6 +262,7 @@ class _Puller:
             heartbeat_interval_ms=self._settings.session_timeout_ms // 4,
             metadata_max_age_ms=5_000,
             max_partition_fetch_bytes=8 << 20,
+            metrics_enabled=False,
             **CONNECTING,
             **static,
         )

@@ -102,9 +102,12 @@ class Bench:
         """All cells, a few at one time. Each has its own journal and order, so that nothing depends on the pace of another."""
         plan, free = self.plan, asyncio.Semaphore(AT_ONCE)
         cells = [(model, policy, level) for model in plan.models for policy in POLICIES for level in plan.levels]
-        self.found.cells = await asyncio.gather(*(self._cell(free, *one) for one in cells))
-        back = await asyncio.gather(*(self._recovery(free, model) for model in plan.models))
-        self.found.recovery = dict(zip(plan.models, back, strict=True))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._cell(free, *one)) for one in cells]
+        self.found.cells = [task.result() for task in tasks]
+        async with asyncio.TaskGroup() as group:
+            back = {model: group.create_task(self._recovery(free, model)) for model in plan.models}
+        self.found.recovery = {model: task.result() for model, task in back.items()}
         return self.found
 
     async def _cell(self, free: asyncio.Semaphore, model: str, policy: str, level: float) -> Cell:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -87,9 +88,13 @@ class Execution:
             raise
         except RetryLater as error:
             log.warning("run let go", action="release", run_id=run_id, reason=error.code, error=str(error))
-            await self._journal.runs.release(self._instance, run_id)
+            await self._release(run_id)
         except Exception:
             log.exception("run let go after a defect of Métier", action="release", run_id=run_id)
+            await self._release(run_id)
+
+    async def _release(self, run_id: RunId) -> None:
+        with suppress(RetryLater):  # the keeper gives back what is held and not here
             await self._journal.runs.release(self._instance, run_id)
 
     async def _lease(self, run_id: RunId, at_most: int | None) -> Run | None:
