@@ -150,10 +150,13 @@ def test_every_reference_leads_somewhere_and_every_schema_is_used(public: bool) 
 
 def test_the_public_document_has_what_others_use_and_nothing_else() -> None:
     made = contracts.document(public=True)
-    assert {one["address"] for one in made["channels"].values()} == {"metier.requests", "metier.events"}
+    assert {one["address"] for one in made["channels"].values()} == {
+        *("metier.requests", "metier.events", "metier.outcomes")
+    }
     assert "x-internal" not in json.dumps(made)
     assert {(one["action"], one["channel"]["$ref"]) for one in made["operations"].values()} == {
         ("receive", "#/channels/requests"),
+        ("receive", "#/channels/outcomes"),
         ("send", "#/channels/events"),
     }
     inside = {name for name, one in DOCUMENT["channels"].items() if one.get("x-internal")}

@@ -28,9 +28,12 @@ from metier_infra.events import (
     Event,
     NodeEnded,
     NodeStarted,
+    OutcomeReported,
     RedriveRequested,
     RequestRejected,
     RetryRequested,
+    RouterMoved,
+    RouterMoveRequested,
     RunAccepted,
     RunCancelled,
     RunFailed,
@@ -108,6 +111,9 @@ SAMPLES: tuple[Event, ...] = (
     ToolAnswered(
         run_id=RUN, call_id=CALL, tool_call_id=ToolCallId("t"), agent="coder", tool="python", ok=True, status="ok"
     ),
+    OutcomeReported(run_id=RUN, score=0.5, kind="edit", weight=0.5, agent="coder", by="shop", note="half of it"),
+    RouterMoveRequested(router="r.v2", to="canary", share=0.1, tenant="acme", by="ann"),
+    RouterMoved(router="r.v2", before="shadow", to="canary", share=0.1, tenant="acme", by="ann"),
     RunParked(run_id=RUN, segment=1, calls=(CALL,)),
     RunResumed(run_id=RUN, segment=2),
     TextWritten(run_id=RUN, call_id=CALL, agent="coder", step=1, attempt=1, piece=-1, text="“42”"),

@@ -714,7 +714,6 @@ def test_a_literal_is_read_though_a_finaliser_of_the_garbage_collector_parses_me
         gc.callbacks.remove(collected)
 
 
-
 # ---- whatever the model does
 
 

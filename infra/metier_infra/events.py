@@ -7,7 +7,7 @@ breaking change is a new type that ends in `.v2`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, StrictBool
 
@@ -31,6 +31,7 @@ from metier_infra.words import (
 REQUESTS = "metier.requests"
 RUNS = "metier.runs"
 EVENTS_TOPIC = "metier.events"
+OUTCOMES = "metier.outcomes"
 DEAD_LETTERS = "metier.dead-letters"
 TASKS = "metier.agents.{agent}.tasks"
 
@@ -190,6 +191,52 @@ class DecisionMade(Event):
     TOPIC: ClassVar[str] = EVENTS_TOPIC
     run_id: RunId
     decision: Decision
+
+
+class OutcomeReported(Event):
+    """What really came of a run, minutes or weeks later: `score` is how right it was, 0 to 1.
+
+    It is of the run's whole answer, or of one `decision_id` of it, or of what one `agent` answered there. `kind` says whether somebody judged (`explicit`) or it was read off
+    what happened (`dissent` within a panel, a `retry` of the run, an `edit` by the user): those count less. `weight` makes it count less still. A later outcome about the same, by the same, of the same kind takes the place of an earlier one.
+    """
+
+    TYPE: ClassVar[str] = "io.metier.outcome.reported.v1"
+    TOPIC: ClassVar[str] = OUTCOMES
+    run_id: Name
+    score: Annotated[float, Field(ge=0, le=1)]
+    kind: Literal["explicit", "dissent", "retry", "edit"] = "explicit"
+    weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+    decision_id: Name | None = None
+    agent: Name | None = None
+    by: Name
+    note: Remark = ""
+
+
+class RouterMoveRequested(Event):
+    """Move a router version: watch it (`shadow`), try it on a `share` of the tasks (`canary`), let it decide (`promoted`), or take it out (`rolled_back`). `tenant` None: for all."""
+
+    TYPE: ClassVar[str] = "io.metier.router.move.v1"
+    TOPIC: ClassVar[str] = REQUESTS
+    router: Name
+    to: Literal["shadow", "canary", "promoted", "rolled_back"]
+    share: Annotated[float, Field(ge=0, le=1)] | None = None
+    tenant: Name | None = None
+    by: Name
+    note: Remark = ""
+
+
+class RouterMoved(Event):
+    """A router version stands elsewhere now; `before` is the stage where it was."""
+
+    TYPE: ClassVar[str] = "io.metier.router.moved.v1"
+    TOPIC: ClassVar[str] = EVENTS_TOPIC
+    router: str
+    before: str
+    to: str
+    share: float | None = None
+    tenant: str | None = None
+    by: str
+    note: str = ""
 
 
 class CancelRequested(Event):
@@ -413,6 +460,9 @@ EVENTS: Mapping[str, type[Event]] = {
         ApprovalSettled,
         TextWritten,
         DecisionMade,
+        OutcomeReported,
+        RouterMoveRequested,
+        RouterMoved,
         RunStarted,
         NodeStarted,
         NodeEnded,

@@ -144,23 +144,49 @@ class AgentCard(Word):
 
 
 class Candidate(Word):
-    """One agent that a decision weighed: its score (higher is better) and the chance with which it would be chosen (0 to 1)."""
+    """One agent that a decision weighed: its score (higher is better), the chance with which it would be chosen first (0 to 1), and what it may cost in USD.
+
+    `policy`, `reasoning`, `retrieval` and, in the stamp, `safety` are what is chosen together with the agent.
+    """
 
     agent: str
     score: float
     propensity: float
     stamp: Stamp | None = None
+    cost_usd: float | None = None
+    policy: str = ""
+    reasoning: str = ""
+    retrieval: str = ""
+
+
+class Shadow(Word):
+    """What a router version that is only watched would have chosen."""
+
+    router: str
+    topology: Literal["specialist", "cascade", "panel"]
+    chosen: tuple[str, ...]
 
 
 class Decision(Word):
-    """A routing choice: who could have been asked, who was, why, and by which router version."""
+    """A routing choice: who could have been asked, who was and in which order, why, and by which router version.
+
+    `by` says what decided: an `override` or another `rule` of the author, the `learned` router, or the `default` where that knew too little. `seed` is where the
+    randomness came from; `weights` are of the votes of the `chosen`; so much of the weight as `enough` behind one answer, and the others are not asked. A `canary` is a version under trial.
+    """
 
     category: str
     chosen: tuple[str, ...]
-    topology: Literal["specialist", "panel"]
+    topology: Literal["specialist", "cascade", "panel"]
     reason: str
     router: str
     candidates: tuple[Candidate, ...]
+    by: Literal["override", "rule", "learned", "default"] = "rule"
+    tenant: str = "default"
+    seed: int = 0
+    weights: tuple[float, ...] = ()
+    enough: float = 1.0
+    canary: bool = False
+    shadows: tuple[Shadow, ...] = ()
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]*$")]

@@ -16,14 +16,14 @@ import yaml
 from pydantic import JsonValue
 from pydantic.json_schema import models_json_schema
 
-from metier_infra.events import EVENTS, EVENTS_TOPIC, REQUESTS, RUNS, TASKS, Event
+from metier_infra.events import EVENTS, EVENTS_TOPIC, OUTCOMES, REQUESTS, RUNS, TASKS, Event
 from metier_infra.messages import DATAREF, DATASIZE
 from metier_infra.settings import KafkaSettings
 
 Document = dict[str, Any]
 VERSION = "1.0.0"
 SCHEMAS = "#/components/schemas/"
-PUBLIC: Mapping[str, str] = {REQUESTS: "receive", EVENTS_TOPIC: "send"}
+PUBLIC: Mapping[str, str] = {REQUESTS: "receive", OUTCOMES: "receive", EVENTS_TOPIC: "send"}
 """The topics that others use, and what Métier does there. On the others Métier talks to itself, in both directions."""
 
 _INFO = """Ask for runs of workflows, and learn what became of them. Every record is a CloudEvent 1.0 in Kafka's binary mode: its context stands in headers, its data as JSON in the value.
@@ -36,6 +36,7 @@ _INSIDE = """
 Channels and operations with `x-internal` are how Métier talks to itself: they may be read, and must not be written."""
 _CHANNELS: Mapping[str, tuple[str, str]] = {
     REQUESTS: ("What is asked of Métier.", "orders requests: the run's id where one is concerned, else the request's"),
+    OUTCOMES: ("What really came of runs, told whenever it is known.", "the run's id"),
     EVENTS_TOPIC: ("What Métier tells.", "the run's id: what concerns one run comes in order"),
     RUNS: ("What concerns a run, for the orchestrator that has it.", "the run's id"),
     TASKS: ("Calls to one agent.", "the call's id"),
@@ -192,7 +193,7 @@ def _schemas(kinds: Sequence[type[Event]]) -> dict[str, Any]:
 
 def example(kind: type[Event], schemas: Mapping[str, Any]) -> Document:
     """A record of this type: what must be said of a request, and all that is told of an event."""
-    received = kind.TOPIC == REQUESTS
+    received = PUBLIC.get(kind.TOPIC) == "receive"
     data = _sample(schemas[kind.__name__], schemas)
     return {
         "name": "least" if received else "whole",

@@ -195,7 +195,7 @@ def _dead_headers() -> str:
 _EVENTS_HEAD = """Every record is a CloudEvent 1.0 in Kafka's binary mode: the context in headers, the data as JSON in the value. Consumers ignore fields
 that they do not know; a breaking change is a new type that ends in `.v2`.
 """
-_CONTEXT = """`metier.outcomes` is created and not used yet. Where `METIER_KAFKA_PREFIX` is set, it stands before every name.
+_CONTEXT = """Where `METIER_KAFKA_PREFIX` is set, it stands before every name.
 
 ## Headers
 
