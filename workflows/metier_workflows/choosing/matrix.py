@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,15 +41,17 @@ class Matrix:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def rows(self, at: Sequence[int] | NDArray[np.integer[Any]]) -> Matrix:
+    def rows(self, at: Sequence[int]) -> Matrix:
         """The same with these rows only, in this order."""
-        index = np.asarray(at, dtype=np.int64)
-        ids, tasks, categories, texts = (
-            tuple(column[n] for n in index) for column in (self.ids, self.tasks, self.categories, self.texts)
-        )
+        index = list(at)
+
+        def some(column: Sequence[str]) -> tuple[str, ...]:
+            return tuple(column[n] for n in index)
+
         costs = None if self.costs is None else self.costs[index]
         answers = None if self.answers is None else self.answers[index]
-        return Matrix(ids, tasks, categories, texts, self.models, self.scores[index], costs, answers)
+        return Matrix(some(self.ids), some(self.tasks), some(self.categories), some(self.texts), self.models,
+                      self.scores[index], costs, answers)  # fmt: skip
 
     def of(self, models: Sequence[str]) -> Matrix:
         """The same with these models only, in this order. Raises `KeyError` for one that it does not have."""
