@@ -7,7 +7,7 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python .venv/bin/python,.venv/b
 TOO_OLD = Métier needs Python 3.11 or newer with its venv module, or uv. Install one, or set PYTHON=/path/to/python.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long chaos check helm up down
+.PHONY: help demo test chaos check helm up down
 
 help: ## Say what there is
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -21,9 +21,6 @@ test: ## Check style, types and layers, then run every test on real services (AR
 
 chaos: .venv/.dev ## Break roles and services 1,000 times under 10,000 runs, and check that no promise was broken (an hour or more)
 	$(STACK) run --state .metier/chaos --ports auto -- .venv/bin/metier chaos --runs 10000 --kills 1000 --json $(ARGS)
-
-long: .venv/.dev ## Run the tests that take long: 500 runs under 60 faults, and the proof that the checks can fail (some 15 minutes)
-	$(STACK) run --state .metier/test --ports auto -- .venv/bin/pytest tests/long $(ARGS)
 
 check: .venv/.dev ## Check format, style, types and layers
 	.venv/bin/ruff format --check .

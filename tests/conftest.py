@@ -29,7 +29,7 @@ from psycopg.conninfo import make_conninfo
 from metier_infra import kafka_topics, telemetry
 from metier_infra.bus import Bus, MemoryBus
 from metier_infra.database import Database, migrate
-from metier_infra.events import DEAD_LETTERS, EVENTS_TOPIC, REQUESTS, RUNS, tasks_topic
+from metier_infra.events import DEAD_LETTERS, EVENTS_TOPIC, OUTCOMES, REQUESTS, RUNS, tasks_topic
 from metier_infra.journal import Journal
 from metier_infra.kafka_bus import KafkaBus
 from metier_infra.postgres_journal import PostgresDatabase
@@ -37,7 +37,7 @@ from metier_infra.settings import KafkaSettings, load
 from metier_infra.socket_bus import SocketBus, serve_bus
 from metier_infra.sqlite_journal import SqliteDatabase
 
-TOPICS = (REQUESTS, RUNS, EVENTS_TOPIC, DEAD_LETTERS, tasks_topic("helper"))
+TOPICS = (REQUESTS, RUNS, EVENTS_TOPIC, OUTCOMES, DEAD_LETTERS, tasks_topic("helper"))
 """What the `bus` and `topics` fixtures have: the system's topics, with one agent called `helper`."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,13 @@ def test_a_file_becomes_a_spec(tmp_path: Path) -> None:
         (GOOD.replace("0.7", "7"), "5: policy.threshold: input should be less than or equal to 1"),
         (GOOD.replace("autonomous", "autonomus"), "3: policy: input tag 'autonomus' found"),
         (GOOD.replace("name: thinker\n", ""), "1: name: this field is missing"),
+        ("name: a\nmodel: m\npolicy: autonomous\n", "3: policy: expected fields below it, kind among them"),
+        (GOOD.replace("  kind: autonomous\n", ""), "3: policy: expected fields below it, kind among them"),
+        (
+            GOOD.replace("- name: python\n    fits: [code]", "- python"),
+            "7: tools.0: expected fields below it, such as name",
+        ),
+        (GOOD + "limits: 3\n", "9: limits: expected fields below it, such as turns"),
         (
             GOOD.replace("  - name: python\n    fits: [code]", "  - fits: [code]"),
             "7: tools.0.name: this field is missing",
@@ -70,6 +78,29 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BadSpec, match="cannot be read"):
         load_agent(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("name: " + "[" * 5_000, "too deep in brackets"),
+        ("name: " + "1" * 5_000, "digits"),
+        ("name: 2026-13-28\n", "month"),
+        ("name: a\n#" + "x" * (1 << 20), "larger than 1024 KiB"),
+    ],
+)
+def test_a_file_that_no_person_wrote_is_refused_in_one_sentence(tmp_path: Path, text: str, why: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(BadSpec, match=why) as caught:
+        load_agent(path)
+    assert str(caught.value).startswith(f"{path}: cannot be read: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(BadSpec, match="it is no file"):
+        load_agents(tmp_path)
 
 
 def test_two_agents_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from pydantic import BaseModel, JsonValue
 from typer.testing import CliRunner, Result
 
 from metier.cli import app
-from metier.trace import gather, render, tree
+from metier.trace import gather, tree
+from metier.trace_tree import render
 from metier_agents.attempt import Attempt
 from metier_agents.hands import Hands
 from metier_agents.model import ScriptedModel

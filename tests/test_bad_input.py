@@ -23,9 +23,9 @@ from metier_infra import kafka_topics
 from metier_infra.bus import Bus, Consumption, MemoryBus
 from metier_infra.database import migrate
 from metier_infra.errors import BuryRecord, TooLarge, Undecodable
+from metier_infra.event_types import EVENTS
 from metier_infra.events import (
     DEAD_LETTERS,
-    EVENTS,
     EVENTS_TOPIC,
     REQUESTS,
     RUNS,

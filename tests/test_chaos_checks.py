@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from metier.chaos import checks, script
+from metier.chaos import checks, clock, script, trail
 from metier.chaos.evidence import Evidence, Seen
 from metier.chaos.ledger import Bill, Effect
 from metier.chaos.plan import COMPONENTS, KINDS, ROLES, SHARES, Request, draw
@@ -32,7 +35,7 @@ POISON = b"\xff"
 
 
 def event(name: str, kind: str, **data: object) -> Seen:
-    return Seen(RUN, f"{RUN}/{name}", f"io.metier.run.{kind}.v1", {"run_id": RUN, **data})
+    return Seen(RUN, f"{RUN}/{name}", f"io.metier.{kind if '.' in kind else f'run.{kind}'}.v1", {"run_id": RUN, **data})
 
 
 START = event("started", "started")
@@ -54,7 +57,10 @@ GOOD = Evidence(
     requests=[Request(0.0, "r", "chain", 1, POISON)],
     events=[START, END, END],
     dead=[(POISON, "undecodable")],
-    runs=[{"run_id": RUN, "event_id": "r", "status": "succeeded", "failure": None, "cost_usd": 3 * checks.TURN_USD}],
+    runs=[{
+        "run_id": RUN, "event_id": "r", "status": "succeeded", "failure": None, "cost_usd": 3 * checks.TURN_USD,
+        "owner": None, "epoch": 1, "left_s": 0.0,
+    }],
     calls=[call("act"), call("say")],
     steps=[step(part, n) for part, n in TURNS],
     tool_calls=[{"tool_call_id": "t", "call_id": "act", "result": "{}", "ok": 1}],
@@ -83,6 +89,13 @@ def test_what_may_happen_twice_is_not_held_against_anybody() -> None:
     assert checks.executions_per_effect(again) == 2.0
 
 
+def test_progress_that_a_former_holder_had_on_its_way_may_come_after_the_end() -> None:
+    late = replace(GOOD, runs=row(epoch=2), events=[*GOOD.events, event("n", "node.ended")])
+
+    assert not any(checks.judge(late, SOURCE).values())
+    assert [checks.told_late(found) for found in (late, GOOD)] == [1, 0]
+
+
 def row(**change: object) -> list[dict[str, Any]]:
     return [{**GOOD.runs[0], **change}]
 
@@ -105,6 +118,8 @@ WRONG: list[tuple[str, str, Evidence]] = [
     ("doubled_results", "another token", replace(GOOD, events=[START, event("ended", "succeeded", result={**RESULT, "token": "8"})])),
     ("doubled_results", "nobody gave", replace(GOOD, effects=[Effect("r/act", "7", "receipt-3")])),
     ("order_violations", "started", replace(GOOD, events=[END, START])),
+    ("order_violations", "started", replace(GOOD, runs=row(epoch=2), events=[END, START])),
+    ("order_violations", "node.ended", replace(GOOD, events=[START, END, event("n", "node.ended")])),
     ("order_violations", "never started", replace(GOOD, events=[END])),
     ("order_violations", "one id for two", replace(GOOD, events=[START, replace(START, data={"run_id": "x"}), END])),
     ("spend_unaccounted", "none marked", replace(GOOD, bills=[*GOOD.bills, AGAIN])),
@@ -128,7 +143,7 @@ def test_a_seed_gives_its_schedule_again_and_another_seed_another_one() -> None:
     assert first.faults != other.faults
 
 
-@pytest.mark.parametrize("kills", [6, 60, 1000])
+@pytest.mark.parametrize("kills", [9, 60, 1000])
 def test_every_kind_of_fault_comes_by_its_share_and_none_is_left_out(kills: int) -> None:
     found = Counter(fault.kind for fault in draw(seed=1, runs=1, kills=kills).faults)
 
@@ -139,7 +154,7 @@ def test_every_kind_of_fault_comes_by_its_share_and_none_is_left_out(kills: int)
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_only_what_was_named_is_harmed(component: str) -> None:
-    targets = {fault.target for fault in draw(seed=3, runs=1, kills=40, components=[component]).faults}
+    targets = {fault.target for fault in draw(seed=3, runs=1, kills=60, components=[component]).faults}
 
     assert targets == set(ROLES.get(component, [component]))
 
@@ -159,6 +174,46 @@ def test_the_script_asks_for_its_tool_until_it_has_a_receipt() -> None:
     assert told
     assert script.reply(told)["content"].startswith("ANSWER: receipt-12ab\n")
     assert script.read([{"content": "hello"}]) is None
+
+
+def test_what_the_roles_said_of_a_run_is_told_in_order_of_time() -> None:
+    logs = {
+        "one": f'{{"run_id": "{RUN}", "event": "late", "timestamp": "2"}}\n{{"run_id": "other", "timestamp": "3"}}',
+        "two": f'{{"run_id": "{RUN}", "event": "soon", "timestamp": "1"}}',
+    }
+
+    told = trail.of({"lost": ["r/act: nobody answered it"], "stuck": []}, {str(RUN): "r", "other": "s"}, logs)
+
+    (name, lines) = next(iter(told.items()))
+    assert name.startswith("r (")
+    assert [line.split(":")[0] for line in lines] == ["two", "one"]
+    assert len(told) == 1
+
+
+def test_a_clock_can_be_stepped_while_it_is_read(tmp_path: Path) -> None:
+    clock.step(tmp_path / "clock", 0.0)
+    now = clock.stepped(tmp_path / "clock")
+    before, true, after = now(), time.time(), now()
+    assert before <= true <= after
+
+    clock.step(tmp_path / "clock", 1000.0)
+
+    assert 999.0 < now() - time.time() <= 1000.0
+
+
+def test_a_role_is_started_under_its_clock(tmp_path: Path) -> None:
+    clock.step(tmp_path / "clock", 5000.0)
+    program = (
+        "import contextlib, io, runpy, sys, time; true, sys.argv = time.time, ['metier', '--help']\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "    runpy.run_module('metier.chaos.clock', run_name='__main__')\n"
+        "print(time.time() - true())"
+    )
+    own = os.environ | {clock.CLOCK: str(tmp_path / "clock")}
+
+    done = subprocess.run([sys.executable, "-c", program], env=own, capture_output=True, text=True, check=True)
+
+    assert round(float(done.stdout)) == 5000
 
 
 def test_percentiles_are_of_what_was_measured() -> None:
@@ -229,6 +284,17 @@ BAD_POINTS = ["nowhere=crash", "run.leased=boom", "run.leased", "run.leased=cras
 def test_a_failpoint_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(BadSettings, match="METIER_FAILPOINTS"):
         failpoints.parse(text)
+
+
+def test_a_process_stands_still_until_somebody_continues_it() -> None:
+    program = (
+        "from metier_infra import failpoints as f; f.arm('run.leased=freeze'); f.failpoint('run.leased'); print(1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        # When it has stopped, which nobody but the kernel tells, it is continued
+        assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        process.send_signal(signal.SIGCONT)
+        assert process.communicate()[0] == b"1\n"
 
 
 def passing(text: str, times: int) -> subprocess.CompletedProcess[bytes]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from metier import cli
 from metier.cli import app
+from metier.terminal import shown_json
+from metier_infra.errors import BadSettings, MissingRun
 
 ROOT = typer.main.get_command(app)
 
@@ -40,6 +45,44 @@ def test_calls_by_hand_say_what_becomes_of_blank_lines_refusals_and_calls_that_f
     assert "blank lines are skipped" in said
     assert "`refused` is an answer" in said
     assert "a call waits METIER_SANDBOX_WAIT_S" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("greet", '{"a": NaN}'), "nobody could read this request: the data is not JSON"),
+        (("greet", '{"a": "\\ud83d"}'), "nobody could read this request: the data is not JSON"),
+        (("greet", "{}", "--id", "a\nb"), "nobody could read this request: ce_id must be"),
+        (("", "{}"), "workflow: String should have at least 1 character"),
+        (("greet", "{"), "the input is not JSON"),
+        (("greet", '{"a":' * 100_000), "the input lies too deep in brackets"),
+        (("greet", "{}", "--limits", "[]"), "what --limits says must be a JSON object, not list"),
+    ],
+)
+def test_a_request_that_nobody_could_read_is_not_sent(words: tuple[str, ...], says: str) -> None:
+    error = CliRunner().invoke(app, ["publish", *words]).exception
+    assert isinstance(error, BadSettings)
+    assert says in str(error)
+
+
+def test_a_sentence_does_no_more_to_a_terminal_than_be_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise MissingRun("no run \x1b[2J\u202e\nis there")
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err == "metier: no run \\x1b[2J\\u202e\nis there\n"
+
+
+def test_json_for_a_terminal_says_the_same_and_does_no_more_than_be_shown() -> None:
+    evil = {"a\x9b": ["\x1b[2J\u202e\n é 🙂", "\U000e0001"]}
+    told = shown_json(evil).plain
+    assert json.loads(told) == evil
+    assert told.replace("\n", "").isprintable()
+    assert "é 🙂" in told
 
 
 def test_all_commands_of_the_roles_and_the_users_are_there() -> None:

@@ -24,7 +24,8 @@ from metier import cli, cli_contracts, contracts
 from metier.contract_changes import changes
 from metier_infra.blobs import digest
 from metier_infra.errors import BadSpec, MissingBlob, TooLarge
-from metier_infra.events import EVENTS, Event
+from metier_infra.event_types import EVENTS
+from metier_infra.events import Event
 from metier_infra.messages import Delivery, Envelope, decode, encode
 
 GOLDEN = Path(__file__).parents[1] / "contracts/asyncapi.json"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from metier import cli_control
+from metier import cli_control, cli_runs, client
 from metier.cli import app
 from metier_infra.bus import MemoryBus
 from metier_infra.database import Statement, migrate
@@ -39,6 +39,7 @@ A, B, C, D = (RunId(letter * 32) for letter in "abcd")
 DONE = {
     "held": "UPDATE runs SET status = 'running', owner = 'another', epoch = 1, lease_until = :now + 600 WHERE run_id = :run_id",
     "succeeded": "UPDATE runs SET status = 'succeeded', result = '{}', finished_at = :now, announced = 1 WHERE run_id = :run_id",
+    "evil": """UPDATE runs SET status = 'failed', failure = '{"code": "x", "message": "\\u001b[2J\\u202e"}', finished_at = :now, announced = 1 WHERE run_id = :run_id""",
     "failed": "UPDATE runs SET status = 'failed', finished_at = :now, announced = 1 WHERE run_id = :run_id",
 }
 
@@ -195,6 +196,20 @@ def test_a_run_is_told_something_and_one_that_ended_is_not(house: House) -> None
     assert (ended.exit_code, "is not signalled: run_ended" in ended.output) == (1, True)
 
 
+def test_what_others_wrote_hides_no_run_and_does_no_more_to_a_terminal_than_be_shown(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_runs.out, "width", 120)
+    run_id, evil = client.run_id_of(client.SOURCE, "e"), "\u202e\x9b2J" + "w" * 190
+    house.accept(run_id, "evil", source=client.SOURCE, event_id="e", workflow=evil, input={"text": evil})
+    listed, shown = house.say("list").output, house.say("show", run_id).output
+    ended = CliRunner().invoke(app, ["publish", "w", "{}", "--id", "e", "--wait"])
+    assert run_id[:12] in listed
+    assert "failed" in listed
+    assert (ended.exit_code, f"run {run_id} failed: x: \\x1b[2J\\u202e" in ended.output) == (1, True)
+    assert {one for one in listed + shown + ended.output if not one.isprintable()} == {"\n"}
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [
@@ -208,6 +223,9 @@ def test_a_run_is_told_something_and_one_that_ended_is_not(house: House) -> None
         (("cancel", "aaaa", "ffff"), MissingRun),
         (("cancel", "aaaa", "--by", "x" * 300), BadSettings),
         (("signal", "aaaa", "paid", "not JSON"), BadSettings),
+        (("signal", "aaaa", "paid", "[NaN]"), BadSettings),
+        (("signal", "aaaa", "paid", "[" * 100_000), BadSettings),
+        (("cancel", "aaaa\udcff"), MissingRun),
         (("cancel", "aaaa", "--by", "\x1b"), BadSettings),
     ],
 )

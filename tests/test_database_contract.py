@@ -6,12 +6,16 @@ import asyncio
 import socket
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from metier.chaos.proxy import Proxy, proxy
 from metier_infra.database import (
     Database,
     Params,
@@ -28,6 +32,7 @@ from metier_infra.postgres_journal import PostgresDatabase
 from metier_infra.retry import Backoff
 from metier_infra.sqlite_journal import SqliteDatabase
 
+HUNG = 60
 AT_ONCE = Backoff(first_s=0, attempts=3)
 INSERT = "INSERT INTO notes (id, body, raw) VALUES (:id, :body, :raw) RETURNING id, body"
 
@@ -207,6 +212,69 @@ async def test_postgres_that_loses_its_connections_comes_back(postgres_url: str)
     await db.close()
 
 
+@dataclass
+class Busy:
+    """A database by a line that can be cut, whose only connection is in use until `free`."""
+
+    line: Proxy
+    db: PostgresDatabase
+    free: Callable[[], object]
+
+
+@asynccontextmanager
+async def busy(postgres_url: str, busy_s: float = 600) -> AsyncGenerator[Busy]:
+    """The connection waits for a lock."""
+    async with proxy(int(str(conninfo_to_dict(postgres_url)["port"]))) as line:
+        url = make_conninfo(postgres_url, host="127.0.0.1", port=line.port)
+        db = await PostgresDatabase(url, size=1, busy_s=busy_s, patience_s=0.1).open()
+        with psycopg.connect(postgres_url, autocommit=True) as other:
+            other.execute("SELECT pg_advisory_lock(1)")
+            reading = asyncio.create_task(db.read("SELECT pg_advisory_lock(1)"))
+            await asyncio.to_thread(_until_one_waits, other)
+            yield Busy(line, db, lambda: other.execute("SELECT pg_advisory_unlock(1)"))
+        line.reject()
+        await asyncio.gather(reading, return_exceptions=True)
+        await db.close()
+
+
+def _until_one_waits(other: psycopg.Connection[tuple[object, ...]]) -> None:
+    waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+    while not other.execute(waits).fetchall():
+        time.sleep(0.01)
+
+
+async def test_a_read_that_finds_every_connection_in_use_waits_for_one_and_is_told_of_no_outage(
+    postgres_url: str,
+) -> None:
+    async with busy(postgres_url) as one:
+        waiting = asyncio.create_task(one.db.read("SELECT 1 AS one"))
+        await asyncio.wait(
+            {waiting}, timeout=1.0
+        )  # many times what it waits before it asks whether there is a database
+        assert not waiting.done()
+        one.free()
+        assert await waiting == [{"one": 1}]
+
+
+async def test_a_read_waits_no_longer_than_it_may_and_is_told_that_the_database_answers(postgres_url: str) -> None:
+    async with busy(postgres_url, busy_s=0.5) as one:
+        with pytest.raises(JournalGone, match=r"answers, and no connection came free for 0\.5 s"):
+            await one.db.read("SELECT 1 AS one")
+
+
+@pytest.mark.parametrize("cut", ["reject", "drop"])
+async def test_all_that_wait_for_a_connection_are_told_when_the_database_is_away(postgres_url: str, cut: str) -> None:
+    """As soon as a connection of its own is refused, or gets no answer in five seconds: long before their wait is over."""
+    async with busy(postgres_url) as one:
+        waiting = [asyncio.create_task(one.db.read("SELECT 1 AS one")) for _ in range(20)]
+        await asyncio.sleep(0)
+        one.line.reject() if cut == "reject" else one.line.drop()
+        async with asyncio.timeout(HUNG):
+            told = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {str(error).partition(":")[0] for error in told} == {"Postgres at 127.0.0.1"}
+        assert {type(error) for error in told} == {JournalGone}
+
+
 async def test_where_no_postgres_listens_the_journal_is_gone() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -218,6 +286,19 @@ async def test_where_no_postgres_listens_the_journal_is_gone() -> None:
 def test_a_postgres_address_that_is_none_names_the_setting() -> None:
     with pytest.raises(BadSettings, match="METIER_POSTGRES_URL is not a Postgres URL"):
         PostgresDatabase("http://not postgres")
+
+
+async def test_what_is_no_journal_is_named_and_asks_for_a_person(tmp_path: Path) -> None:
+    other = tmp_path / "notes.db"
+    other.write_text("buy milk, and whatever else there is to buy" * 100)
+    with pytest.raises(MissingService, match=r"notes\.db cannot be used as a journal: file is not a database"):
+        SqliteDatabase(other)
+    with pytest.raises(MissingService, match="cannot be used as a journal: unable to open"):
+        SqliteDatabase(tmp_path)
+    reading = SqliteDatabase(other, read_only=True)
+    with pytest.raises(MissingService, match=r"notes\.db cannot be used as a journal"):
+        await reading.read("SELECT 1 FROM runs")
+    await reading.close()
 
 
 async def test_a_second_process_on_one_sqlite_file_is_told_so(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from metier import reference
-from metier_infra import events, telemetry
+from metier import reference, reference_cli
+from metier_infra import event_types, telemetry
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted(
@@ -29,6 +29,7 @@ PAGES = sorted(
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+TITLE = re.compile(r"^#.*$", re.MULTILINE)  # the reference has synopses there, with what stands for an argument
 COMMAND = re.compile(r"^(?:\w+=\S+ +)*(?:\.venv/bin/)?metier +(.*)$")
 DEMO = re.compile(r'^make demo ARGS="([^"]*)"')
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -39,7 +40,7 @@ def lines_of_commands(text: str) -> Iterator[str]:
     for language, body in FENCE.findall(text):
         if language == "sh":
             yield from body.splitlines()
-    yield from SPAN.findall(FENCE.sub("", text).replace("\\|", "|"))
+    yield from SPAN.findall(TITLE.sub("", FENCE.sub("", text)).replace("\\|", "|"))
 
 
 def commands_in(text: str) -> list[list[str]]:
@@ -57,7 +58,7 @@ def commands_in(text: str) -> list[list[str]]:
 
 def parse(words: list[str]) -> None:
     """Fail where the CLI would: an unknown command or option, a missing argument."""
-    known: dict[str, Any] = dict(reference.commands())
+    known: dict[str, Any] = dict(reference_cli.commands())
     for length in (2, 1):
         name = " ".join(("metier", *words[:length]))
         if name in known:
@@ -85,7 +86,7 @@ def test_every_event_has_its_topic_and_every_attribute_its_meaning() -> None:
     constants = {value for name, value in vars(telemetry).items() if name.isupper() and isinstance(value, str)}
     spans = {telemetry.SCHEMA_URL, telemetry.ROOT, telemetry.SANDBOX_LEASE, telemetry.SANDBOX_EXEC, telemetry.EGRESS}
 
-    assert all(kind.TOPIC for kind in events.EVENTS.values())
+    assert all(kind.TOPIC for kind in event_types.EVENTS.values())
     assert constants - spans - {"metier.decision.chosen"} == set(reference.ATTRIBUTES)
 
 

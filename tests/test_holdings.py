@@ -17,6 +17,7 @@ from metier_infra.sqlite_journal import SqliteDatabase
 from metier_infra.words import RunId
 from metier_workflows.holdings import Holdings
 from metier_workflows.run_desk import RunDesk
+from metier_workflows.spending import Spending
 
 
 class Replica:
@@ -28,6 +29,7 @@ class Replica:
         self.fails: set[str] = set()
         self.working: list[str] = []
         self.may_end = asyncio.Event()
+        self.takes_again = False
         self.changed = asyncio.Condition()
         self.holdings = Holdings(journal, "one", self._wake, limit)
 
@@ -41,21 +43,28 @@ class Replica:
             what.append(name)
             self.changed.notify_all()
 
-    async def start(self, name: str, partition: int = 0) -> RunId:
+    async def start(self, name: str, partition: int = 0, *, ended: bool = False) -> RunId:
         run = Run(
             run_id=RunId(name * 32), source="/s", event_id=name, workflow="w", version=None, status="accepted", input={}, traceparent="t"
         )  # fmt: skip
         await self.journal.runs.accept(run)
         desk = RunDesk(run.run_id, MemoryBus(), self.journal, {})
         self.holdings.start(
-            desk, partition, RunAccepted(run_id=run.run_id, workflow="w"), lambda _: self._work(run.run_id)
+            desk, partition, RunAccepted(run_id=run.run_id, workflow="w"), lambda _: self._work(desk, ended=ended)
         )
         return run.run_id
 
-    async def _work(self, run_id: RunId) -> None:
-        assert await self.journal.runs.lease(run_id, "one")
-        await self._note(self.working, run_id[0])
-        await self.may_end.wait()
+    async def _work(self, desk: RunDesk, *, ended: bool) -> None:
+        run = await self.journal.runs.lease(desk.run_id, "one")
+        assert run is not None
+        desk.serve(run, Spending(self.journal))
+        desk.ended = ended
+        await self._note(self.working, desk.run_id[0])
+        try:
+            await self.may_end.wait()
+        finally:
+            if self.takes_again:
+                await self.journal.runs.lease(desk.run_id, "one")
 
     async def at_work(self, count: int) -> None:
         async with asyncio.timeout(10), self.changed:
@@ -113,7 +122,34 @@ async def test_runs_of_partitions_that_moved_are_let_go_though_telling_fails(rep
     # Then the three are free, told or not, and the other goes on
     assert await replica.free() == {"a", "b", "c"}
     assert stays in replica.holdings
-    assert await replica.journal.runs.held_by("one") == [stays]
+    assert set(await replica.journal.runs.held_by("one")) == {stays}
+
+
+async def test_a_run_that_is_taken_up_again_before_its_lease_is_given_back_keeps_the_new_one(replica: Replica) -> None:
+    # Given a run on a partition that moves away and back at once, so that it is taken up here anew as soon as it is let go
+    replica.takes_again = True
+    moved = await replica.start("a", partition=3)
+    await replica.at_work(1)
+
+    replica.holdings.moved({3})
+
+    # Then it is held when its former lease was given back
+    async with asyncio.timeout(10), replica.changed:
+        await replica.changed.wait_for(lambda: replica.woken == ["a"])
+    assert await replica.journal.runs.held_by("one") == {moved: 2}
+
+
+async def test_a_run_that_has_ended_stays_until_that_is_told_though_its_partition_moves(replica: Replica) -> None:
+    told = await replica.start("a", partition=3, ended=True)
+    await replica.start("b", partition=3)
+    await replica.at_work(2)
+
+    replica.holdings.moved({3})
+
+    async with asyncio.timeout(10), replica.changed:
+        await replica.changed.wait_for(lambda: replica.woken == ["b"])
+    assert told in replica.holdings
+    assert set(await replica.journal.runs.held_by("one")) == {told}
 
 
 async def test_a_lease_that_no_task_here_needs_is_given_back(replica: Replica) -> None:
@@ -125,7 +161,7 @@ async def test_a_lease_that_no_task_here_needs_is_given_back(replica: Replica) -
     await replica.journal.runs.accept(lost)
     assert await replica.journal.runs.lease(lost.run_id, "one")
     await replica.holdings.renew()
-    assert await replica.journal.runs.held_by("one") == [RunId("a" * 32)]
+    assert set(await replica.journal.runs.held_by("one")) == {RunId("a" * 32)}
 
 
 async def test_only_so_many_runs_are_in_flight(replica: Replica) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from metier_infra.calls import NOT_NEEDED
 from metier_infra.database import Database
 from metier_infra.errors import FencedOff
 from metier_infra.journal import Journal
@@ -139,9 +140,21 @@ async def test_renewing_does_not_take_back_what_another_took_over(journal: Journ
     assert await journal.runs.lease(first.run_id, "three") is not None
 
 
+async def test_a_lease_that_was_taken_since_is_not_given_back(journal: Journal) -> None:
+    # Given a lease that its owner takes again before it has given the former one back
+    first = await leased(journal, "a")
+    again = await journal.runs.lease(first.run_id, "one")
+    assert again is not None
+
+    await journal.runs.give_back(first.run_id, first.epoch)
+
+    assert await journal.runs.held_by("one") == {first.run_id: again.epoch}
+    assert await journal.runs.lease(first.run_id, "two") is None
+
+
 async def test_released_runs_are_free_at_once(journal: Journal) -> None:
     one, two, other = await leased(journal, "a"), await leased(journal, "b"), await leased(journal, "c", "other")
-    await journal.runs.release("one", one.run_id)
+    await journal.runs.give_back(one.run_id, one.epoch)
     assert await journal.runs.lease(one.run_id, "x")
     assert await journal.runs.lease(two.run_id, "x") is None
     await journal.runs.release("one")
@@ -384,3 +397,25 @@ async def test_a_run_that_ended_tells_under_what_the_agents_acted_that_it_called
         await journal.calls.request(call)
     ended = await journal.runs.finish(held.run_id, held.epoch, result={})
     assert ended.end.agents == (stamp,)
+
+
+async def test_a_call_that_is_not_needed_is_over_at_once_unless_somebody_has_it_in_hand_and_an_answer_stays(
+    journal: Journal,
+) -> None:
+    run_id = await accepted(journal)
+    free, held, answered = [await asked(journal, run_id, n) for n in (1, 2, 3)]
+    assert await journal.calls.claim(held, "worker") is not None
+    await journal.calls.answer(answered, answer=answer("done"))
+    calls = {call.call_id: call for call in await journal.calls.of_run(run_id)}
+    stood = {name: await journal.calls.withdraw(calls[name]) for name in (free, held, answered)}
+    assert {name: (call.cancelled, call.answered_at is None) for name, call in stood.items()} == {
+        free: (NOT_NEEDED, False),
+        held: (NOT_NEEDED, True),
+        answered: (None, False),
+    }
+    assert stood[free].failure == Failure(code="not_needed", message=NOT_NEEDED)
+    assert stood[free].tokens == 0
+    assert await journal.calls.claim(free, "worker") is None
+    assert await journal.calls.given_up("worker") == {held: NOT_NEEDED}
+    unrecorded = calls[free].model_copy(update={"call_id": CallId("new")})
+    assert (await journal.calls.withdraw(unrecorded)).answered_at is not None

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from metier_infra.bus import Consumption, Handler
+from metier_infra.bus import Consumption, Handler, Revoked
 from metier_infra.errors import BadSettings, BusGone, TooLarge
 from metier_infra.events import RUNS
 from metier_infra.kafka_bus import KafkaBus
@@ -43,14 +43,19 @@ class Member:
     """A consumer of the group `g` that goes on in the background, and keeps what it handled."""
 
     def __init__(
-        self, bus: KafkaBus, handle: Handler | None = None, *, on: tuple[int, Callable[[], None]] | None = None
+        self,
+        bus: KafkaBus,
+        handle: Handler | None = None,
+        *,
+        on: tuple[int, Callable[[], None]] | None = None,
+        revoked: Revoked | None = None,
     ) -> None:
         self.seen: list[int] = []
         self.lost: list[tuple[str, frozenset[int]]] = []
         self.stop, self.ready, self.revoked = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._handle = handle
         self._on = on
-        what = Consumption([RUNS], "g", ready=self.ready.set, revoked=self._revoked)
+        what = Consumption([RUNS], "g", ready=self.ready.set, revoked=revoked or self._revoked)
         self.task = asyncio.create_task(bus.consume(what, self._keep, self.stop))
 
     def _revoked(self, topic: str, partitions: frozenset[int]) -> None:
@@ -132,6 +137,84 @@ async def test_members_that_join_and_leave_lose_nothing_and_are_told_what_they_l
     (topic, partitions), *_ = stays.lost
     assert topic == RUNS
     assert 0 < len(partitions) < 4
+
+
+class Trio:
+    """Members of one group on twelve partitions, and what each started. The first record of each partition stays in hand until `release`."""
+
+    def __init__(self, settings: KafkaSettings, opened: Open) -> None:
+        self.starts: dict[tuple[int, int], list[str]] = {}
+        self.lost: dict[str, set[int]] = {}
+        self.done: set[int] = set()
+        self.release, self.changed = asyncio.Event(), asyncio.Event()
+        self._held: set[int] = set()
+        self._settings, self._opened = settings, opened
+
+    def join(self, name: str) -> Member:
+        """A new member under this name."""
+
+        async def handle(delivery: Delivery) -> None:
+            self.starts.setdefault((delivery.partition, delivery.offset), []).append(name)
+            self.changed.set()
+            if delivery.partition not in self._held:
+                self._held.add(delivery.partition)
+                await self.release.wait()
+            self.done.add(int(delivery.value))
+            self.changed.set()
+
+        def lose(_: str, partitions: frozenset[int]) -> None:
+            self.lost[name] |= partitions
+            self.changed.set()
+
+        self.lost[name] = set()
+        return Member(self._opened(self._settings), handle, revoked=lose)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait until it is so."""
+        async with asyncio.timeout(2 * HUNG):
+            while not true():
+                self.changed.clear()
+                await self.changed.wait()
+
+    @property
+    def in_hand(self) -> set[int]:
+        """The partitions of which a record is held."""
+        return self._held
+
+
+async def test_what_stays_is_not_dropped_nor_started_twice_and_no_more_moves_than_must(
+    kafka: KafkaSettings, opened: Open
+) -> None:
+    """A third member comes and goes while each partition has a record in hand. By ranges, partitions of the first two would change places too."""
+    kafka = kafka.model_copy(update={"session_timeout_ms": 60_000})  # nobody is slow enough to be given up
+    apply(kafka, [Topic(RUNS, 12, 1)])
+    bus, trio = opened(kafka), Trio(kafka, opened)
+    one = trio.join("one")
+    await happened(one.ready)
+    two = trio.join("two")
+    await happened(two.ready)
+    await trio.until(lambda: len(trio.lost["one"]) == 6)
+    trio.lost["one"].clear()
+    await bus.publish(*[word(n, b"held%d" % n) for n in range(400)])
+    await trio.until(lambda: len(trio.in_hand) == 12 and len(trio.done) == 388)
+
+    three = trio.join("three")
+    await happened(three.ready)
+    await trio.until(lambda: len(trio.lost["one"] | trio.lost["two"]) >= 4)
+    await bus.publish(*[word(n, b"free%d" % n) for n in range(400, 800)])
+    await trio.until(lambda: set(range(400, 800)) <= trio.done)  # with what is in hand still in hand
+    trio.release.set()
+    await trio.until(lambda: trio.done == set(range(800)))
+    await three.end()
+    await bus.publish(*[word(n, b"late%d" % n) for n in range(800, 1_000)])
+    await trio.until(lambda: trio.done == set(range(1_000)))
+    await one.end()
+    await two.end()
+
+    moved = trio.lost["one"] | trio.lost["two"]
+    assert len(moved) == 4
+    stayed = {place: names for place, names in trio.starts.items() if place[0] not in moved}
+    assert [names for names in stayed.values() if len(names) > 1] == []
 
 
 async def test_records_of_one_key_keep_their_order_through_a_rebalance(kafka: KafkaSettings, opened: Open) -> None:
@@ -234,17 +317,6 @@ async def test_where_no_broker_answers_the_bus_is_gone(nowhere: KafkaSettings, o
 async def test_without_an_address_the_setting_is_named(kafka: KafkaSettings, opened: Open) -> None:
     with pytest.raises(BadSettings, match="METIER_KAFKA_BOOTSTRAP is not set"):
         await opened(kafka.model_copy(update={"bootstrap": None})).publish(word(0, b"k"))
-
-
-def test_topics_are_made_and_grown_and_never_shrunk(kafka: KafkaSettings) -> None:
-    def applied(partitions: int) -> list[tuple[str, str]]:
-        wanted = [Topic("a", partitions, 1, retention_ms=60_000), Topic("b", 1, 1)]
-        return [(change.name.removeprefix(kafka.prefix), change.action) for change in apply(kafka, wanted)]
-
-    assert applied(2) == [("a", "created with 2 partitions"), ("b", "created with 1 partitions")]
-    assert applied(2) == [("a", "has 2 partitions"), ("b", "has 1 partitions")]
-    assert applied(3) == [("a", "grew from 2 to 3 partitions"), ("b", "has 1 partitions")]
-    assert applied(1) == [("a", "has 3 partitions (declared 1; never shrunk)"), ("b", "has 1 partitions")]
 
 
 async def test_a_consumption_that_is_cancelled_while_the_broker_is_away_ends_as_cancelled(

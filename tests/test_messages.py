@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from metier_infra.errors import BuryRecord, TooLarge, Undecodable, UnknownEvent
+from metier_infra.event_types import EVENTS
 from metier_infra.events import (
-    EVENTS,
-    AgentAnswered,
-    AgentAsked,
     ApprovalDecided,
     ApprovalSettled,
     ApprovalWanted,
@@ -26,8 +24,6 @@ from metier_infra.events import (
     CancelRequested,
     DecisionMade,
     Event,
-    NodeEnded,
-    NodeStarted,
     OutcomeReported,
     RedriveRequested,
     RequestRejected,
@@ -37,26 +33,35 @@ from metier_infra.events import (
     RunAccepted,
     RunCancelled,
     RunFailed,
-    RunParked,
     RunRequested,
-    RunResumed,
     RunStarted,
     RunSucceeded,
     Signalled,
-    TextWritten,
-    ToolAnswered,
-    ToolCalled,
     tasks_topic,
 )
 from metier_infra.messages import Delivery, Envelope, Record, decode, encode
+from metier_infra.progress_events import (
+    AgentAnswered,
+    AgentAsked,
+    NodeEnded,
+    NodeStarted,
+    RunParked,
+    RunResumed,
+    TextWritten,
+    ToolAnswered,
+    ToolCalled,
+)
 from metier_infra.service import dead_letter
 from metier_infra.words import (
+    LONGEST_MESSAGE,
+    MOST_COUNTED,
     Allowance,
     Answer,
     CallId,
     Candidate,
     Decision,
     Failure,
+    Limits,
     RunId,
     Spent,
     Task,
@@ -303,6 +308,18 @@ def test_a_workflows_name_is_short_and_printable(workflow: str) -> None:
     value = json.dumps({"workflow": workflow, "input": {}}).encode()
     with pytest.raises(Undecodable, match="workflow"):
         decode(Delivery("t", 0, 0, None, value, record.headers))
+
+
+def test_a_failure_says_what_can_be_read_by_all_and_no_more_than_is_kept() -> None:
+    failure = Failure(code="call_failed", message="half \ud83d" + "x" * LONGEST_MESSAGE)
+    assert failure.message.startswith(r"half \ud83dxxx")
+    assert failure.message.endswith("x…")
+    assert len(failure.message) < LONGEST_MESSAGE + 10
+
+
+def test_a_limit_beyond_what_the_journal_counts_is_taken_for_the_largest() -> None:
+    limits = Limits.model_validate({"tokens": 10**23, "tool_calls": MOST_COUNTED - 1})
+    assert (limits.tokens, limits.tool_calls) == (MOST_COUNTED, MOST_COUNTED - 1)
 
 
 def test_an_event_that_is_too_large_is_not_sent() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,10 +17,11 @@ from typing import Annotated, Any, TypedDict
 import pytest
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import RetryPolicy, Send, interrupt
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 from pydantic import BaseModel
 
-from metier_infra import telemetry
-from metier_infra.bus import Bus, Consumption, MemoryBus
+from metier_infra import metrics, telemetry
+from metier_infra.bus import Bus, Consumption, MemoryBus, Revoked
 from metier_infra.database import Database, Params, Row, Statement, migrate
 from metier_infra.events import (
     DEAD_LETTERS,
@@ -40,11 +41,12 @@ from metier_infra.kafka_bus import KafkaBus
 from metier_infra.kafka_topics import Topic, apply
 from metier_infra.messages import Delivery, Envelope, Record, decode, encode
 from metier_infra.postgres_journal import PostgresDatabase
+from metier_infra.progress_events import RunResumed
 from metier_infra.service import Ready, send, serve
 from metier_infra.settings import KafkaSettings
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_infra.testing import Process
-from metier_infra.words import AgentCard, Answer, CallId, Failure, RunId, Spent, Task, stable_id
+from metier_infra.words import LONGEST_MESSAGE, AgentCard, Answer, CallId, Failure, RunId, Spent, Task, stable_id
 from metier_workflows.node import Place, agent, agents, decide
 from metier_workflows.orchestrator import Orchestrator
 from metier_workflows.routing import choose
@@ -125,6 +127,23 @@ async def nan(state: State) -> dict[str, Any]:
     return {"said": [float("nan")]}
 
 
+async def half(state: State) -> dict[str, Any]:
+    return {"said": ["half of a character: \ud83d"]}
+
+
+async def torn(state: State) -> dict[str, Any]:
+    raise ValueError("torn \ud83d" + "x" * LONGEST_MESSAGE)
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise TypeError("not even that")
+
+
+async def mute(state: State) -> dict[str, Any]:
+    raise Mute
+
+
 async def waits(state: State) -> dict[str, Any]:
     return {"said": [interrupt("a person's word")]}
 
@@ -182,6 +201,9 @@ GRAPHS: Mapping[str, Callable[[], Graph]] = {
     "breaks": lambda: chain(first, breaks),
     "odd": lambda: chain(odd),
     "nan": lambda: chain(nan),
+    "half": lambda: chain(half),
+    "torn": lambda: chain(torn),
+    "mute": lambda: chain(mute),
     "waits": lambda: chain(waits),
     "misspelt": lambda: chain(misspelt),
     "big": lambda: chain(big),
@@ -391,6 +413,9 @@ async def test_a_duplicate_request_starts_nothing_before_while_and_after_its_run
         ("chain", {"text": "fail"}, "call_failed", "the agent 'helper' failed: no"),
         ("odd", {"text": "x"}, "workflow_broken", "JSON"),
         ("nan", {"text": "x"}, "workflow_broken", "JSON"),
+        ("half", {"text": "x"}, "workflow_broken", "JSON"),
+        ("torn", {"text": "x"}, "workflow_broken", r"raised ValueError: torn \ud83dxxx"),
+        ("mute", {"text": "x"}, "workflow_broken", "raised Mute: it cannot say what is wrong: TypeError"),
         ("waits", {"text": "x"}, "workflow_broken", "interrupt"),
     ],
 )
@@ -489,6 +514,7 @@ class DeafBus(MemoryBus):
         super().__init__()
         self.inner = inner
         self.refused = asyncio.Event()
+        self.revoked: dict[str, Revoked] = {}
 
     async def publish(self, *records: Record) -> None:
         if any(b"/ended" in dict(record.headers)["ce_id"] for record in records):
@@ -497,7 +523,29 @@ class DeafBus(MemoryBus):
         await self.inner.publish(*records)
 
     async def consume(self, what: Consumption, handle: Any, stop: asyncio.Event) -> None:
+        self.revoked |= dict.fromkeys(what.topics, what.revoked)
         await self.inner.consume(what, handle, stop)
+
+
+async def test_a_run_that_has_ended_stays_with_its_replica_until_it_is_told_though_its_partition_moves(
+    house: House,
+) -> None:
+    # Given a run whose end is on its way, and one that goes on
+    house.helper.holds["other one"] = asyncio.Event()
+    deaf = DeafBus(house.bus)
+    await house.replica(bus=deaf)
+    ended = await house.request("chain")
+    async with asyncio.timeout(HUNG):
+        await deaf.refused.wait()
+    other = await house.request("chain", "other")
+    await house.helper.asked("other one")
+    # When their partitions move away and back, so that what goes on is let go and taken up again
+    deaf.revoked[RUNS](RUNS, frozenset(range(MemoryBus.PARTITIONS)))
+    await house.read(
+        EVENTS_TOPIC, lambda seen: any(isinstance(decode(one).data, RunResumed) for one in seen if one.headers)
+    )
+    # Then nobody else may tell the end, which could overtake what was told of the run here
+    assert await house.journal.runs.held_by("one") == {ended: 1, other: 2}
 
 
 async def test_an_end_that_was_not_told_is_told_after_a_restart_under_the_same_id(house: House) -> None:
@@ -639,12 +687,24 @@ async def test_the_same_question_twice_in_one_node_is_two_calls(house: House) ->
     assert len({call_id for call_id, _ in await house.calls()}) == 2
 
 
-async def test_a_replica_that_lost_its_run_stops_and_says_nothing(house: House) -> None:
+@pytest.fixture
+def counted() -> Iterator[InMemoryMetricReader]:
+    """What is counted in the test."""
+    reader = InMemoryMetricReader()
+    metrics.stop()
+    metrics.start("tests", "one", reader)
+    yield reader
+    metrics.stop()
+
+
+async def test_a_replica_that_lost_its_run_stops_and_says_nothing_and_that_is_counted(
+    house: House, counted: InMemoryMetricReader
+) -> None:
     house.helper.holds["one"] = asyncio.Event()
     one = await house.replica()
     run_id = await house.request("chain")
     await house.helper.asked("e one")
-    await house.journal.runs.release("one", run_id)
+    await house.journal.runs.release("one")
     thief = await house.journal.runs.lease(run_id, "thief")
     assert thief is not None
     house.helper.holds["one"].set()
@@ -655,6 +715,14 @@ async def test_a_replica_that_lost_its_run_stops_and_says_nothing(house: House) 
     assert (run.status, run.epoch) == ("running", thief.epoch)
     assert await house.terminal_ids() == []
     assert "e two" not in house.helper.worked
+    data = counted.get_metrics_data()
+    assert data is not None
+    found = {
+        one.name: one.data for part in data.resource_metrics for scope in part.scope_metrics for one in scope.metrics
+    }
+    assert [point.value for point in found[metrics.FENCED.name].data_points if isinstance(point, NumberDataPoint)] == [
+        1
+    ]
 
 
 @asynccontextmanager

@@ -20,23 +20,19 @@ from metier_agents.recordings import read_recordings
 from metier_infra import outgoing
 from metier_infra.bus import Bus, MemoryBus
 from metier_infra.errors import BusGone, TooLarge
-from metier_infra.events import (
-    EVENTS_TOPIC,
+from metier_infra.events import EVENTS_TOPIC, DecisionMade, Event, RunStarted, RunSucceeded
+from metier_infra.messages import LARGEST, Delivery, Envelope, Record, decode
+from metier_infra.outgoing import Outgoing
+from metier_infra.progress_events import (
     AgentAnswered,
     AgentAsked,
-    DecisionMade,
-    Event,
     NodeEnded,
     NodeStarted,
     RunResumed,
-    RunStarted,
-    RunSucceeded,
     TextWritten,
     ToolAnswered,
     ToolCalled,
 )
-from metier_infra.messages import LARGEST, Delivery, Envelope, Record, decode
-from metier_infra.outgoing import Outgoing
 from metier_infra.rows import Call
 from metier_infra.words import CallId, RunId, Task
 from metier_tools.lane import ToolLane

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metier_infra.words import AgentCard, Answer
-from metier_workflows.panel import plain, synthesise
+from metier_workflows.panel import Near, agree, cosine, exact, next_wave, numeric, plain, synthesise
 from metier_workflows.routing import ROUTER, choose, rank
 
 
@@ -114,3 +116,84 @@ def test_the_order_of_answers_changes_nothing_and_everybody_is_accounted_for(
 
 def test_white_space_and_case_do_not_make_another_answer() -> None:
     assert plain("  The\n ANSWER ") == plain("the answer")
+
+
+@pytest.mark.parametrize(
+    ("key", "one", "other", "same"),
+    [
+        (exact, " 4", "4 ", True),
+        (exact, "Four", "four", False),
+        (numeric, "4", "4.0", True),
+        (numeric, "1,000", "1e3", True),
+        (numeric, "-0", "0", True),
+        (numeric, "1.0000000001", "1", True),
+        (numeric, "1.00001", "1", False),
+        (numeric, "Four ", "four", True),
+        (numeric, "nan", "NaN", True),
+        (numeric, "inf", "1e999", False),
+    ],
+)
+def test_a_declared_key_says_what_is_the_same(key: Callable[[str], str], one: str, other: str, same: bool) -> None:
+    assert (key(one) == key(other)) is same
+
+
+PLACES = {"a cat": (1.0, 0.1), "the cat": (1.0, 0.0), "a dog": (0.0, 1.0), "nothing": (0.0, 0.0)}
+
+
+def test_by_an_embedding_texts_agree_that_are_near_and_nothing_is_near_to_nothing() -> None:
+    near = Near(lambda text: PLACES[text], threshold=0.9)
+    assert near.names(["the cat", "a dog", "a cat", "nothing"]) == ["a cat", "a dog", "a cat", "nothing"]
+    found = synthesise([answer("a", "the cat"), answer("b", "a dog"), answer("c", "a cat")], {}, near)
+    assert (found.agreed, found.dissent) == (("a", "c"), {"b": "a dog"})
+    assert Near(lambda text: PLACES[text], threshold=0.999).names(["the cat", "a cat"]) == ["the cat", "a cat"]
+    assert cosine((3.0, 4.0), (6.0, 8.0)) == pytest.approx(1.0)
+
+
+def test_enough_is_a_share_of_the_weight_of_all_who_were_chosen_answered_or_not() -> None:
+    thirds = dict.fromkeys("abc", 0.1)
+    two = [answer("a", "x"), answer("b", "X")]
+    assert agree(two, thirds, 2 / 3)
+    assert not agree(two, thirds, 0.67)
+    assert not agree([answer("a", ""), answer("b", " ")], thirds, 0.5)
+    assert not agree([], thirds, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("left", "answers", "enough", "wave"),
+    [
+        ("abcd", {}, 0.5, "ab"),
+        ("abcd", {}, 0.25, "a"),
+        ("abcd", {}, 1.0, "abcd"),
+        ("cd", {"a": "x", "b": "y"}, 0.5, "c"),
+        ("cd", {"a": "x", "b": "y"}, 0.75, "cd"),
+        ("d", {"a": "x", "b": "y", "c": "z"}, 0.75, "d"),
+        ("cd", {}, 0.5, "cd"),
+        ("cd", {"a": "x"}, 0.25, "c"),
+    ],
+)
+def test_a_wave_is_the_first_ones_without_whom_there_cannot_be_enough(
+    left: str, answers: dict[str, str], enough: float, wave: str
+) -> None:
+    said = [answer(name, text) for name, text in answers.items()]
+    assert next_wave(left, said, dict.fromkeys("abcd", 2.0), enough) == tuple(wave)
+
+
+@given(
+    st.permutations("abcd"),
+    st.dictionaries(st.sampled_from("abcd"), st.sampled_from("xyz"), max_size=4),
+    st.floats(0.05, 1),
+)
+def test_in_waves_exactly_those_are_asked_who_would_be_one_after_the_other(
+    order: list[str], said: dict[str, str], enough: float
+) -> None:
+    """Who is not in `said` fails."""
+    weights = dict.fromkeys(order, 1.0)
+
+    def heard(names: Sequence[str]) -> list[Answer]:
+        return [answer(name, said[name]) for name in names if name in said]
+
+    singly = next((n for n in range(5) if agree(heard(order[:n]), weights, enough)), 4)
+    asked: list[str] = []
+    while len(asked) < 4 and not agree(heard(asked), weights, enough):
+        asked += next_wave(order[len(asked) :], heard(asked), weights, enough)
+    assert asked == order[:singly]

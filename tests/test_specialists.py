@@ -14,11 +14,13 @@ import pytest
 from pydantic import JsonValue
 
 from metier.examples import specialists as example
-from metier.examples.specialists import Category, classify, comparable, plan, specialists
+from metier.examples.specialists import Category, classify, comparable, specialists
 from metier_infra.errors import BadInput, CallFailed
-from metier_infra.words import AgentCard, Answer, Decision, Limits, Task
+from metier_infra.words import AgentCard, Answer, Decision, Limits, Task, Wanted
 from metier_workflows import node
-from metier_workflows.node import Place
+from metier_workflows.choosing.router import Asked
+from metier_workflows.node import Cap, Chosen, Place
+from metier_workflows.routing import decide
 
 RECORDINGS = Path(str(resources.files("metier.examples") / "data" / "zeroeval.jsonl.gz"))
 LONG = "def f(x):\n" + "    x += 1\n" * 9 + "assert f(1) == ??"
@@ -61,20 +63,20 @@ def test_on_the_shipped_recordings_nine_of_ten_tasks_of_each_kind_are_told_right
 
 
 @pytest.mark.parametrize(
-    ("category", "text", "size", "among"),
+    ("text", "chosen"),
     [
-        ("math_word", "q", 1, ("reasoner",)),
-        ("math_competition", "q", 2, ("reasoner", "careful")),
-        ("code_reasoning", "def f(x):\n    return x", 2, ("coder", "reasoner")),
-        ("code_reasoning", LONG, 2, ("coder", "careful")),
+        ("Tom has 3 apples and buys 4 more.", ("reasoner",)),
+        (r"Compute $\frac{1}{2} + x^2$.", ("careful", "reasoner")),
+        ("def f(x):\n    return x", ("coder", "reasoner")),
+        (LONG, ("coder", "careful")),
     ],
 )
-def test_who_is_asked_depends_on_kind_and_length(
-    category: Category, text: str, size: int, among: tuple[str, ...]
-) -> None:
-    found = plan(category, text)
-    assert found[:2] == (size, among)
-    assert found[2]
+async def test_who_is_asked_depends_on_kind_and_length(text: str, chosen: tuple[str, ...]) -> None:
+    desk = ScriptedDesk(dict.fromkeys(CARDS, "1"))
+    await run(desk, text)
+    (decision,) = desk.decisions
+    assert (decision.chosen, decision.by) == (chosen, "rule")
+    assert decision.reason
 
 
 @pytest.mark.parametrize(
@@ -96,12 +98,15 @@ def test_numbers_agree_by_value_and_texts_by_their_words(one: str, other: str, s
 class ScriptedDesk:
     """Answers by agent's name; keeps what was asked and decided."""
 
+    tenant = "default"
+
     def __init__(self, answers: Mapping[str, str]) -> None:
         self.asked: list[tuple[str, str]] = []
         self.decisions: list[Decision] = []
+        self.votes: list[Mapping[str, float]] = []
         self._answers = answers
 
-    async def ask(self, place: Place, agent: str, task: Task, timeout_s: float) -> Answer:
+    async def ask(self, place: Place, agent: str, task: Task, timeout_s: float, within: Cap | None = None) -> Answer:
         self.asked.append((agent, task.category))
         if agent not in self._answers:
             raise CallFailed(f"the agent {agent!r} failed", reason="model_failed")
@@ -119,8 +124,14 @@ class ScriptedDesk:
         raise AssertionError("nobody starts a run here")
 
     async def decide(self, place: Place, decision: Decision) -> Decision:
-        self.decisions.append(decision)
-        return decision
+        raise AssertionError("no node decides itself here")
+
+    async def choose(self, place: Place, wanted: Wanted) -> Chosen:
+        self.decisions.append(decide(wanted, CARDS, Asked(wanted.task.text, wanted.task.category)))
+        return Chosen("d", self.decisions[-1])
+
+    async def voted(self, chosen: Chosen, votes: Mapping[str, float]) -> None:
+        self.votes.append(votes)
 
     def cards(self) -> Mapping[str, AgentCard]:
         return CARDS
@@ -148,14 +159,18 @@ async def test_two_who_agree_are_named_together() -> None:
 
 
 async def test_where_they_differ_the_more_skilled_prevails_and_the_other_is_named() -> None:
-    found = await run(ScriptedDesk({"coder": "42", "careful": "41"}), LONG)
+    desk = ScriptedDesk({"coder": "42", "careful": "41"})
+    found = await run(desk, LONG)
     assert (found["answer"], found["agreed"], found["dissent"]) == ("42", ["coder"], {"careful": "41"})
+    assert desk.votes == [{"coder": 1.0, "careful": 0.0}]
     assert found["support"] == pytest.approx(0.9 / 1.6)
 
 
-async def test_an_agent_that_fails_fails_the_run() -> None:
-    with pytest.raises(CallFailed, match="'careful' failed"):
-        await run(ScriptedDesk({"coder": "42"}), LONG)
+async def test_an_agent_that_fails_leaves_the_answer_to_the_other_and_only_where_there_is_none_fails_the_run() -> None:
+    found = await run(ScriptedDesk({"coder": "42"}), LONG)
+    assert (found["answer"], found["agreed"], found["dissent"]) == ("42", ["coder"], {})
+    with pytest.raises(CallFailed, match="'coder' failed"):
+        await run(ScriptedDesk({}), LONG)
 
 
 @pytest.mark.parametrize("given", [{}, {"question": ""}, {"question": "q", "more": 1}, {"question": 7}])

@@ -14,9 +14,10 @@ from metier_agents.model import ScriptedModel
 from metier_agents.turns import ModelTurn
 from metier_infra.bus import MemoryBus
 from metier_infra.errors import BusGone, ModelBusy
-from metier_infra.events import EVENTS_TOPIC, TextWritten
+from metier_infra.events import EVENTS_TOPIC
 from metier_infra.messages import Delivery, Record, decode
 from metier_infra.outgoing import Outgoing
+from metier_infra.progress_events import TextWritten
 from metier_infra.rows import Call
 from metier_infra.words import CallId, RunId, Stamp, Task
 

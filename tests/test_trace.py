@@ -11,12 +11,16 @@ from rich.console import Console
 
 from metier import client, compose, compose_tools, configuration, roles
 from metier.configuration import System
-from metier.trace import Rows, TraceNode, gather, render, tree
+from metier.trace import Rows, gather, tree
+from metier.trace_decisions import decided, said
+from metier.trace_tree import TraceNode, render
 from metier_agents.recordings import read_recordings
 from metier_agents.turns import ModelTurn, PassedOver, Usage, dump
+from metier_infra import outcomes
 from metier_infra.events import RunFailed, RunSucceeded
 from metier_infra.rows import Step, Wait
 from metier_infra.segments import Segment
+from metier_infra.words import Candidate, Decision, Shadow, Stamp
 from metier_tools.sandbox import Outcome, Request
 
 QUERIES = read_recordings(compose.recordings_path()).queries
@@ -131,6 +135,13 @@ async def test_it_renders_for_a_terminal_and_for_a_machine(system: System) -> No
     assert TraceNode.model_validate_json(node.model_dump_json()) == node
 
 
+def test_what_others_wrote_does_no_more_to_a_terminal_than_be_shown() -> None:
+    console = Console(width=200, force_terminal=False)
+    with console.capture() as captured:
+        console.print(render(TraceNode(kind="answer", name="\x1b[2J [red]a\x9b", note="\u202e b")))
+    assert captured.get().strip() == r"answer \x1b[2J [red]a\x9b  \u202e b"
+
+
 async def test_many_runs_at_once_keep_apart(system: System) -> None:
     # Given twenty questions asked at once
     chosen = [query for query in QUERIES if query.category == "math_word"][:20]
@@ -203,3 +214,29 @@ async def test_a_call_names_the_node_that_asked_and_tokens_add_up(system: System
     shown = below(node, "workflow", "call")
     assert {one.tokens for one in shown} == {30}
     assert all(" by " in one.note for one in shown)
+
+
+def test_a_decision_shows_what_was_weighed_with_what_it_is_who_decided_and_what_watched_versions_would_have_asked() -> (
+    None
+):
+    stamp = Stamp(agent="a", digest="d", safety="strict@2")
+    weighed = Candidate(agent="a", score=0.8, propensity=0.75, stamp=stamp, cost_usd=0.01, policy="autonomous", reasoning="deep", retrieval="synthesise")  # fmt: skip
+    decision = Decision(
+        category="math", chosen=("a",), topology="specialist", reason="sure", router="v2", candidates=(weighed,), by="learned", seed=7, canary=True,
+        shadows=(Shadow(router="v3", topology="panel", chosen=("a", "b")),),
+    )  # fmt: skip
+    node = decided(decision)
+    assert (node.kind, node.name) == ("decision", "specialist: a")
+    assert node.note == (
+        "math; sure; scores: a 0.80 (chance 0.75, $0.010000, autonomous, deep, synthesise, strict@2);"
+        " router v2, on trial; by learned, seed 7; v3, watched, would ask a, b"
+    )
+
+
+def test_what_was_said_later_shows_of_whom_by_whom_and_how_much_it_counts() -> None:
+    word = outcomes.Outcome(
+        run_id="r", score=0.5, kind="edit", agent="a", by="ann", note="half\x1b of it", event_id="e", said_at=110.0
+    )
+    node = said(100.0, word)
+    assert (node.name, node.at_ms, node.note) == ("a 0.50", 10_000.0, "edit by ann, counts 0.5: half\\x1b of it")
+    assert said(100.0, word.model_copy(update={"agent": "", "orphan": True})).note.startswith("edit by ann, an orphan")

@@ -17,18 +17,9 @@ from metier.cli_watch import LONGEST, Screen, line_of
 from metier.configuration import System
 from metier.past import past
 from metier_agents.recordings import read_recordings
-from metier_infra.events import (
-    EVENTS_TOPIC,
-    AgentAsked,
-    Event,
-    NodeStarted,
-    RunFailed,
-    RunRequested,
-    RunSucceeded,
-    TextWritten,
-    ToolAnswered,
-)
+from metier_infra.events import EVENTS_TOPIC, Event, RunFailed, RunRequested, RunSucceeded
 from metier_infra.messages import Envelope
+from metier_infra.progress_events import AgentAsked, NodeStarted, TextWritten, ToolAnswered
 from metier_infra.service import send
 from metier_infra.words import CallId, Failure, RunId, ToolCallId
 from metier_tools.lane import ToolLane

@@ -24,18 +24,10 @@ from metier_infra import telemetry
 from metier_infra.bus import Consumption, MemoryBus
 from metier_infra.database import Params, Row, Statement, migrate
 from metier_infra.errors import BadSettings, BadSpec, GrantRefused, JournalGone, ModelFailed
-from metier_infra.events import (
-    DEAD_LETTERS,
-    EVENTS_TOPIC,
-    RUNS,
-    CallAnswered,
-    CallRequested,
-    RunAccepted,
-    TextWritten,
-    tasks_topic,
-)
+from metier_infra.events import DEAD_LETTERS, EVENTS_TOPIC, RUNS, CallAnswered, CallRequested, RunAccepted, tasks_topic
 from metier_infra.journal import Journal
 from metier_infra.messages import Delivery, Envelope, decode, encode
+from metier_infra.progress_events import TextWritten
 from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_infra.words import Answer, CallId, RunId, Task, stable_id

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 
-from metier_infra.events import TextWritten, ToolAnswered, ToolCalled
 from metier_infra.messages import Envelope
 from metier_infra.outgoing import Outgoing
+from metier_infra.progress_events import TextWritten, ToolAnswered, ToolCalled
 from metier_infra.rows import Call, ToolCallRow
 from metier_infra.words import Stamp
 

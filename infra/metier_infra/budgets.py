@@ -78,7 +78,7 @@ class Budgets:
             return Balance(account, Spent(), 0)
         row = rows[0]
         if row["calls"] - row["open"] > LONGEST:
-            await self._add_up(account)
+            await self.add_up(account.name)
         taken = Spent(usd=float(row["usd"]), tokens=int(row["tokens"]), tool_calls=int(row["tool_calls"]))
         return Balance(account, taken, int(row["open"]))
 
@@ -106,9 +106,9 @@ class Budgets:
             rows = await self._db.read("SELECT * FROM calls WHERE call_id = :call_id", {"call_id": call.call_id})
         return call_of(rows[0]) if rows else None
 
-    async def _add_up(self, account: Account) -> None:
+    async def add_up(self, account: str) -> None:
         """Put what is settled into the account's own row, once for all."""
-        name = {"account": account.name}
+        name = {"account": account}
         await self._db.write(
             Statement("UPDATE accounts SET account = account WHERE account = :account", name),
             Statement(_MARK, {**name, "late_s": LATE_S}),

@@ -15,6 +15,14 @@ _LATE = (
     " WHERE call_id = :call_id AND (tokens IS NULL OR cost_usd < :usd OR (cost_usd = :usd AND tokens < :tokens))"
 )
 
+NOT_NEEDED = "not needed: enough agreed without it"
+"""Why a call was given up by the panel that asked. From then on it counts for nothing there, whatever comes of it."""
+_WITHDRAW = (
+    "UPDATE calls SET cancelled = coalesce(cancelled, :why), answered_at = CASE WHEN attempt = 0 THEN :now END,"
+    " failure = CASE WHEN attempt = 0 THEN :failure END, tokens = CASE WHEN attempt = 0 THEN 0 ELSE tokens END"
+    " WHERE call_id = :call_id AND answered_at IS NULL RETURNING *"
+)
+
 
 def requested(call: Call) -> Statement:
     """Records a call unless it is recorded; gives its row if it was not."""
@@ -150,6 +158,14 @@ class Calls:
             )
         )
         return bool(rows[0])
+
+    async def withdraw(self, call: Call) -> Call:
+        """Give up a call that is not needed any more, recorded or not, unless it is answered; how it stands then. One that nobody has claimed is over at once."""
+        failure = Failure(code="not_needed", message=NOT_NEEDED).model_dump_json()
+        _, rows = await self._db.write(
+            requested(call), Statement(_WITHDRAW, {"call_id": call.call_id, "why": NOT_NEEDED, "failure": failure})
+        )
+        return call_of(rows[0]) if rows else await self._get(call.call_id)
 
     async def given_up(self, holder: str) -> Mapping[CallId, str]:
         """The calls that `holder` works on and that were cancelled, and why."""

@@ -8,14 +8,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from metier_infra.errors import BadSpec
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 Loc: TypeAlias = "Sequence[int | str]"
+LARGEST = 1 << 20
+"""Bytes of a file."""
 
 
 class Declared(BaseModel):
@@ -57,21 +62,33 @@ def load(
         where = f"{path}:{line}: {field}: " if field else f"{path}:{line}: "
         if first["type"] == "extra_forbidden":
             raise BadSpec(where + _unknown(first["loc"], {"": kind, **(parts or {})})) from error
-        said = (sentences or {}).get(first["type"], _SENTENCES.get(first["type"], first["msg"]))
-        raise BadSpec(where + said[:1].lower() + said[1:]) from error
+        raise BadSpec(where + _sentence(first, sentences or {}, parts or {})) from error
 
 
 def _read(path: Path) -> tuple[yaml.Node | None, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_twice(path, root)
         return root, yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadSpec(f"{path}:{line}: not YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except RecursionError as error:
+        raise BadSpec(f"{path}: cannot be read: it lies too deep in brackets") from error
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise BadSpec(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _text(path: Path) -> str:
+    """Raises `BadSpec` for what is no file (a pipe would never end) or too large for one that a person wrote."""
+    if path.exists() and not path.is_file():
+        raise BadSpec(f"{path}: cannot be read: it is no file")
+    with path.open("rb") as file:
+        read = file.read(LARGEST + 1)
+    if len(read) > LARGEST:
+        raise BadSpec(f"{path}: cannot be read: it is larger than {LARGEST >> 10} KiB")
+    return read.decode()
 
 
 def _refuse_twice(path: Path, root: yaml.Node | None) -> None:
@@ -91,9 +108,11 @@ def _refuse_twice(path: Path, root: yaml.Node | None) -> None:
 
 
 def _refuse_keys_twice(path: Path, keys: Sequence[yaml.ScalarNode]) -> None:
-    for at, key in enumerate(keys):
-        if key.value in [one.value for one in keys[:at]]:
+    seen = set[str]()
+    for key in keys:
+        if key.value in seen:
             raise BadSpec(f"{path}:{key.start_mark.line + 1}: {key.value}: this field stands here a second time")
+        seen.add(key.value)
 
 
 def _place(root: yaml.Node | None, loc: Loc) -> tuple[int, str]:
@@ -118,7 +137,24 @@ def _child(node: yaml.Node | None, part: int | str) -> tuple[int, yaml.Node] | N
     return None
 
 
-_SENTENCES = {"missing": "this field is missing"}
+_SENTENCES = {
+    "missing": "this field is missing",
+    "union_tag_not_found": "expected fields below it, kind among them",
+    "model_attributes_type": "expected fields below it, kind among them",
+}
+
+
+def _sentence(error: ErrorDetails, own: Mapping[str, str], parts: Mapping[str, type[Declared]]) -> str:
+    """What is wrong, in words of this kind of file. Its own for `model_type` are of the whole file, not of a part."""
+    if error["type"] == "model_type" and error["loc"]:
+        return _part(error["loc"], parts)
+    said = own.get(error["type"], _SENTENCES.get(error["type"], error["msg"]))
+    return said[:1].lower() + said[1:]
+
+
+def _part(loc: Loc, parts: Mapping[str, type[Declared]]) -> str:
+    owner = next((parts[part] for part in reversed(loc) if isinstance(part, str) and part in parts), None)
+    return "expected fields below it" + (f", such as {next(iter(owner.model_fields))}" if owner else "")
 
 
 def _unknown(loc: Loc, parts: Mapping[str, type[Declared]]) -> str:

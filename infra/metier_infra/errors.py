@@ -20,14 +20,17 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── FarFuture           an event that says it is of a day to come
     │   ├── UnknownCall         a call that the journal does not know
     │   ├── UnknownApproval     a decision about something that nobody asked for
-    │   └── Defect              our own code breaks at it, each time
+    │   ├── Defect              our own code breaks at it, each time
+    │   └── Poison              it fails as if a service were away, and others show that it is there
     ├── RejectRequest       a request that can be read and not be done: an event says why
     │   ├── DuplicateId         another request had the same source and id
     │   ├── QueueFull           as many runs of the tenant wait as may
     │   ├── TenantSpent         nothing is left of what the tenant may take in this hour, day or month
     │   ├── UnknownRun          no run of this id was ever accepted
     │   ├── RunEnded            it ended, so that nothing can be done to it
-    │   └── RunNotEnded         it goes on, so that it cannot be repeated yet
+    │   ├── RunNotEnded         it goes on, so that it cannot be repeated yet
+    │   ├── UnknownRouter       no router version of this name was fitted
+    │   └── MoveRefused         the version may not stand there, or not yet
     ├── FailRun             the call, or the run, ends failed with this reason
     │   ├── UnknownWorkflow
     │   ├── BadInput            the event's input does not fit the workflow
@@ -38,7 +41,8 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── LimitReached        a declared limit (turns, tokens, tool calls, cost, time) of a call, run or tenant stopped the work
     │   ├── ModelFailed         the model refused the request, or gave nothing usable
     │   │   ├── ContextTooLong      the request is longer than the model can read
-    │   │   └── ModelMalformed      what the model wrote could not be read, again and again
+    │   │   ├── ModelMalformed      what the model wrote could not be read, again and again
+    │   │   └── NotRecorded         a replay came to something of which nothing is recorded, and may not ask
     │   ├── ModelRefused        the model, or its provider's filter, declined; the safety bundle makes that an end
     │   ├── AnswerWithheld      an output check of the safety bundle held the answer back
     │   ├── ToolGone            a tool of the agent that no tool runner knows any more
@@ -54,6 +58,8 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── MissingRun          no run of this id is in the journal
     │   ├── MissingApproval     no approval of this id waits
     │   ├── MissingLetter       no dead letter of this id is there
+    │   ├── MissingRouter       no router version of this name is in the journal
+    │   ├── RouterBroken        a router version in the journal that cannot be read
     │   ├── LetterIncomplete    a dead letter that was not kept whole, and cannot be sent again
     │   ├── MissingPackage      an extra that is not installed
     │   ├── ServerBroken        an MCP server that does not start, or does not speak the protocol
@@ -155,6 +161,10 @@ class Defect(BuryRecord):
     """Our own code breaks at this record, each time: a bug of Métier, or a value that a database cannot hold."""
 
 
+class Poison(BuryRecord):
+    """It failed again and again as if the journal or the bus were away, while other records were handled."""
+
+
 class RejectRequest(MetierError):
     """A request that can be read and cannot be done: whoever made it is told why, by an event, under this code."""
 
@@ -181,6 +191,14 @@ class RunEnded(RejectRequest):
 
 class RunNotEnded(RejectRequest):
     """The run goes on, so that it cannot be repeated yet."""
+
+
+class UnknownRouter(RejectRequest):
+    """No router version of this name was ever fitted."""
+
+
+class MoveRefused(RejectRequest):
+    """The router version may not stand there, or not before it was judged."""
 
 
 class FailRun(MetierError):
@@ -234,6 +252,10 @@ class ContextTooLong(ModelFailed):
 
 class ModelMalformed(ModelFailed):
     """What the model wrote could not be read, for the third time in one call."""
+
+
+class NotRecorded(ModelFailed):
+    """A replay came to a model that it may not ask, or to a tool call of which no result is recorded."""
 
 
 class ModelRefused(FailRun):
@@ -294,6 +316,14 @@ class MissingApproval(AskOperator):
 
 class MissingLetter(AskOperator):
     """No dead letter of this id is there, or none that fits."""
+
+
+class MissingRouter(AskOperator):
+    """No router version of this name is in the journal, or it begins like several."""
+
+
+class RouterBroken(AskOperator):
+    """A router version in the journal cannot be read, or is not what was stored."""
 
 
 class LetterIncomplete(AskOperator):

@@ -1,12 +1,10 @@
-"""The events that travel: every type, frozen, and the topics that carry them.
+"""The events that travel, and the topics that carry them; what is told of a run on its way is in `progress_events`, all by type in `event_types`.
 
-Produced and consumed by every role; the reference pages and the AsyncAPI document are made from `EVENTS`. Consumers ignore unknown fields; a
-breaking change is a new type that ends in `.v2`.
+Produced and consumed by every role. All are frozen. Consumers ignore unknown fields; a breaking change is a new type that ends in `.v2`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, StrictBool
@@ -166,24 +164,6 @@ class ApprovalSettled(Event):
     stamp: Stamp | None = None
 
 
-class TextWritten(Event):
-    """A piece of what an agent's model writes, as it comes; not checked yet, and no answer.
-
-    The pieces of one model request have its `step` and `attempt` and are numbered from 0; the last is -1. Those of a later attempt take the place of those before.
-    """
-
-    TYPE: ClassVar[str] = "io.metier.text.written.v1"
-    TOPIC: ClassVar[str] = EVENTS_TOPIC
-    run_id: RunId
-    call_id: CallId
-    agent: str
-    step: int
-    attempt: int
-    piece: int
-    text: str
-    stamp: Stamp | None = None
-
-
 class DecisionMade(Event):
     """A workflow chose whom to ask."""
 
@@ -197,7 +177,8 @@ class OutcomeReported(Event):
     """What really came of a run, minutes or weeks later: `score` is how right it was, 0 to 1.
 
     It is of the run's whole answer, or of one `decision_id` of it, or of what one `agent` answered there. `kind` says whether somebody judged (`explicit`) or it was read off
-    what happened (`dissent` within a panel, a `retry` of the run, an `edit` by the user): those count less. `weight` makes it count less still. A later outcome about the same, by the same, of the same kind takes the place of an earlier one.
+    what happened (`dissent` within a panel, a `retry` of the run, an `edit` by the user): those count less. `weight` makes it count less still. A later outcome (by the event's time) about the same, by the same, of the same kind takes the place of an earlier one.
+    Those of different people all stand, and learning sees their mean by weight. One about a run, decision or agent that is not known is kept, and counts once that is.
     """
 
     TYPE: ClassVar[str] = "io.metier.outcome.reported.v1"
@@ -213,7 +194,10 @@ class OutcomeReported(Event):
 
 
 class RouterMoveRequested(Event):
-    """Move a router version: watch it (`shadow`), try it on a `share` of the tasks (`canary`), let it decide (`promoted`), or take it out (`rolled_back`). `tenant` None: for all."""
+    """Move a router version: watch it (`shadow`), try it on a `share` of the tasks (`canary`), let it decide (`promoted`), or take it out (`rolled_back`). `tenant` None: for all.
+
+    `force` promotes one that was not judged, or was found to be worse; it needs a note.
+    """
 
     TYPE: ClassVar[str] = "io.metier.router.move.v1"
     TOPIC: ClassVar[str] = REQUESTS
@@ -223,10 +207,14 @@ class RouterMoveRequested(Event):
     tenant: Name | None = None
     by: Name
     note: Remark = ""
+    force: StrictBool = False
 
 
 class RouterMoved(Event):
-    """A router version stands elsewhere now; `before` is the stage where it was."""
+    """A router version stands elsewhere now; `before` is the stage where it was.
+
+    `other` is the version whose place it took when it was promoted, or that decides again since it was rolled back.
+    """
 
     TYPE: ClassVar[str] = "io.metier.router.moved.v1"
     TOPIC: ClassVar[str] = EVENTS_TOPIC
@@ -237,6 +225,7 @@ class RouterMoved(Event):
     tenant: str | None = None
     by: str
     note: str = ""
+    other: str | None = None
 
 
 class CancelRequested(Event):
@@ -302,99 +291,6 @@ class RunStarted(Event):
     version: str
 
 
-class NodeStarted(Event):
-    """A node of the run's graph began. `task` is LangGraph's id of it, the same whenever it runs again after a crash."""
-
-    TYPE: ClassVar[str] = "io.metier.node.started.v1"
-    TOPIC: ClassVar[str] = EVENTS_TOPIC
-    run_id: RunId
-    task: str
-    node: str
-
-
-class NodeEnded(Event):
-    """It ended: well, or with an error, or at a wait of its own."""
-
-    TYPE: ClassVar[str] = "io.metier.node.ended.v1"
-    TOPIC: ClassVar[str] = EVENTS_TOPIC
-    run_id: RunId
-    task: str
-    node: str
-    ok: bool
-
-
-class AgentAsked(Event):
-    """A node of the run asked an agent. `node` is its name, with those of the graphs round it, outermost first."""
-
-    TYPE: ClassVar[str] = "io.metier.agent.asked.v1"
-    TOPIC: ClassVar[str] = EVENTS_TOPIC
-    run_id: RunId
-    call_id: CallId
-    agent: str
-    node: str = ""
-
-
-class AgentAnswered(Event):
-    """Its call ended, with `ok` or the `reason` why not. `tokens` and `cost_usd` are what it took, as far as that was known then."""
-
-    TYPE: ClassVar[str] = "io.metier.agent.answered.v1"
-    TOPIC: ClassVar[str] = EVENTS_TOPIC
-    run_id: RunId
-    call_id: CallId
-    agent: str
-    ok: bool
-    reason: str | None = None
-    model: str = ""
-    cost_usd: float = 0.0
-    stamp: Stamp | None = None
-
-
-class ToolCalled(Event):
-    """An agent's tool call was sent. Its arguments are not told."""
-
-    TYPE: ClassVar[str] = "io.metier.tool.called.v1"
-    TOPIC: ClassVar[str] = EVENTS_TOPIC
-    run_id: RunId
-    call_id: CallId
-    tool_call_id: ToolCallId
-    agent: str
-    tool: str
-
-
-class ToolAnswered(Event):
-    """It ended: `status` as the agent reads it, and the tool's own time. What it gave is not told."""
-
-    TYPE: ClassVar[str] = "io.metier.tool.answered.v1"
-    TOPIC: ClassVar[str] = EVENTS_TOPIC
-    run_id: RunId
-    call_id: CallId
-    tool_call_id: ToolCallId
-    agent: str
-    tool: str
-    ok: bool
-    status: str
-    wall_ms: float | None = None
-
-
-class RunParked(Event):
-    """The run leaves memory until there is news for it; `calls` are those for which it waits. `segment` counts how often it was taken up."""
-
-    TYPE: ClassVar[str] = "io.metier.run.parked.v1"
-    TOPIC: ClassVar[str] = EVENTS_TOPIC
-    run_id: RunId
-    segment: int
-    calls: tuple[CallId, ...] = ()
-
-
-class RunResumed(Event):
-    """An orchestrator took the run up once more: what it waited for came, or the replica that had it is gone."""
-
-    TYPE: ClassVar[str] = "io.metier.run.resumed.v1"
-    TOPIC: ClassVar[str] = EVENTS_TOPIC
-    run_id: RunId
-    segment: int
-
-
 class RunSucceeded(Event):
     """The run's one terminal event, when it went well. `request_id` is the id of the event that asked for it, `agents` are those that were called.
 
@@ -440,40 +336,3 @@ class RunCancelled(Event):
     cost_usd: float
     spent: Spent = Spent()
     agents: tuple[Stamp, ...] = ()
-
-
-EVENTS: Mapping[str, type[Event]] = {
-    kind.TYPE: kind
-    for kind in (
-        RunRequested,
-        CancelRequested,
-        RetryRequested,
-        RedriveRequested,
-        Signalled,
-        RequestRejected,
-        RunAccepted,
-        CallRequested,
-        CallAnswered,
-        CallParked,
-        ApprovalWanted,
-        ApprovalDecided,
-        ApprovalSettled,
-        TextWritten,
-        DecisionMade,
-        OutcomeReported,
-        RouterMoveRequested,
-        RouterMoved,
-        RunStarted,
-        NodeStarted,
-        NodeEnded,
-        AgentAsked,
-        AgentAnswered,
-        ToolCalled,
-        ToolAnswered,
-        RunParked,
-        RunResumed,
-        RunSucceeded,
-        RunFailed,
-        RunCancelled,
-    )
-}

@@ -41,7 +41,7 @@ POINTS: Mapping[str, str] = {
 }
 """Every point, and what stands and what does not when it is passed."""
 _ENTRY = re.compile(
-    r"(?P<name>[a-z.]+)=(?P<does>crash|(?:sleep|freeze):(?P<for_s>\d+(?:\.\d+)?))(?:@(?P<nth>[1-9]\d*))?"
+    r"(?P<name>[a-z.]+)=(?P<does>crash|freeze|(?:sleep|freeze):(?P<for_s>\d+(?:\.\d+)?))(?:@(?P<nth>[1-9]\d*))?"
 )
 
 
@@ -53,7 +53,8 @@ _DOES: Mapping[str, Does] = {"c": "crash", "s": "sleep", "f": "freeze"}
 class Action:
     """What happens at the `nth` pass of a point (None: at each).
 
-    `crash`: the process dies as by kill -9. `sleep`: the thread that passes stands still, `for_s` seconds. `freeze`: the whole process does.
+    `crash`: the process dies as by kill -9. `sleep`: the thread that passes stands still, `for_s` seconds. `freeze`: the whole process does,
+    with 0 until somebody continues it.
     """
 
     does: Does
@@ -84,7 +85,7 @@ def parse(text: str) -> Mapping[str, Action]:
     for entry in filter(None, (part.strip() for part in text.split(";"))):
         read = _ENTRY.fullmatch(entry)
         if read is None or read["name"] not in POINTS:
-            forms = "POINT=crash@N, POINT=sleep:SECONDS@N or POINT=freeze:SECONDS@N"
+            forms = "POINT=crash@N, POINT=freeze@N, POINT=freeze:SECONDS@N or POINT=sleep:SECONDS@N"
             raise BadSettings(f"METIER_FAILPOINTS: {entry!r} is not {forms}; there are {', '.join(POINTS)}")
         found[read["name"]] = Action(_DOES[read["does"][0]], float(read["for_s"] or 0), int(read["nth"] or 0) or None)
     return found
@@ -110,5 +111,6 @@ def _act(action: Action, passed: int) -> None:
         case "sleep":
             time.sleep(action.for_s)
         case "freeze":
-            subprocess.Popen(["sh", "-c", f"sleep {action.for_s}; kill -CONT {os.getpid()}"])
+            if action.for_s:
+                subprocess.Popen(["sh", "-c", f"sleep {action.for_s}; kill -CONT {os.getpid()}"])
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""The journal: what is true about runs, calls, steps, tool calls, decisions and approvals. Kafka and Celery are only transport.
+"""The journal: what is true about runs, calls, steps, tool calls, decisions, outcomes, routers and approvals. Kafka and Celery are only transport.
 
 The orchestrator writes `runs`, `decisions` and requests of `calls`; the agent worker claims and answers `calls` and writes `steps`
 and `tools`; the cli reads all of it. Every id is deterministic, so each write may come twice and counts once.
@@ -14,6 +14,9 @@ from metier_infra.approvals import Approvals
 from metier_infra.budgets import Budgets
 from metier_infra.calls import Calls
 from metier_infra.database import Database, Statement
+from metier_infra.decisions import Decisions
+from metier_infra.outcomes import Outcomes
+from metier_infra.routers import Routers
 from metier_infra.rows import (
     HALF_LIFE,
     Step,
@@ -24,10 +27,11 @@ from metier_infra.rows import (
 )
 from metier_infra.runs import Runs
 from metier_infra.schedules import Schedules
+from metier_infra.scores import Scores
 from metier_infra.segments import Segments
 from metier_infra.serving import Serving
 from metier_infra.waits import Signals, Waits
-from metier_infra.words import CallId, Decision, RunId, Slot, ToolCallId
+from metier_infra.words import CallId, RunId, ToolCallId
 
 
 class Steps:
@@ -161,47 +165,6 @@ class Tools:
         return [Step(CallId(row["call_id"]), int(row["n"]), json.loads(row["body"]), float(row["at"])) for row in rows]
 
 
-class Decisions:
-    """Routing choices, kept with the run."""
-
-    def __init__(self, db: Database) -> None:
-        self._db = db
-
-    async def record(self, decision_id: str, run_id: RunId, decision: Decision, slot: Slot | None = None) -> Decision:
-        """Keep the decision unless one is kept under this id; the one that is kept. `slot` is where in the run it was made."""
-        kept = await self._db.write(
-            Statement(
-                "INSERT INTO decisions (decision_id, run_id, slot, body, at) VALUES (:decision_id, :run_id, :slot, :body, :now)"
-                " ON CONFLICT (decision_id) DO NOTHING RETURNING body",
-                {
-                    "decision_id": decision_id,
-                    "run_id": run_id,
-                    "slot": json.dumps(slot) if slot else None,
-                    "body": decision.model_dump_json(),
-                },
-            )
-        )
-        rows = kept[0] or await self._db.read(
-            "SELECT body FROM decisions WHERE decision_id = :decision_id", {"decision_id": decision_id}
-        )
-        return Decision.model_validate_json(rows[0]["body"])
-
-    async def kept(self, run_id: RunId) -> Sequence[tuple[str, Decision, float]]:
-        """The run's decisions, in order, each with its id before it and its time after it."""
-        rows = await self._db.read(
-            "SELECT decision_id, body, at FROM decisions WHERE run_id = :run_id ORDER BY at, decision_id",
-            {"run_id": run_id},
-        )
-        return [(row["decision_id"], Decision.model_validate_json(row["body"]), float(row["at"])) for row in rows]
-
-    async def of_run(self, run_id: RunId) -> Sequence[Decision]:
-        """The run's decisions, in order."""
-        rows = await self._db.read(
-            "SELECT body FROM decisions WHERE run_id = :run_id ORDER BY at, decision_id", {"run_id": run_id}
-        )
-        return [Decision.model_validate_json(row["body"]) for row in rows]
-
-
 class Journal:
     """The parts together. `lease_s` is how long a silent holder of a run or call is believed alive, in seconds."""
 
@@ -214,6 +177,9 @@ class Journal:
         self.steps = Steps(db)
         self.tools = Tools(db)
         self.decisions = Decisions(db)
+        self.outcomes = Outcomes(db)
+        self.routers = Routers(db)
+        self.scores = Scores(db)
         self.approvals = Approvals(db)
         self.serving = Serving(db)
         self.schedules = Schedules(db)

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from metier_infra.errors import TooLarge, Undecodable, UnknownEvent
-from metier_infra.events import EVENTS, Event
+from metier_infra.event_types import EVENTS
+from metier_infra.events import Event
 
 LARGEST = 32 << 20
 """The most that one event's data may take, in bytes of JSON. What is large travels by claim check (`claims`); a record of the topics holds 8 MiB."""

@@ -39,6 +39,8 @@ REASON = "metier.reason"
 CAUSE = "metier.cause"
 COLD = telemetry.SANDBOX_COLD
 TOPOLOGY = "metier.decision.topology"
+CATEGORY = "metier.category"
+WAY = "metier.drift.way"
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
@@ -142,11 +144,37 @@ SELFTEST = Metric(
     "1: the container engine keeps every limit; 0: it does not, and this runner serves no container",
 )
 DECISIONS = _count("metier.decisions", "{decision}", (AGENT_NAME, TOPOLOGY), "how often a routing choice took an agent")
+OUTCOMES = _count(
+    "metier.outcomes",
+    "{outcome}",
+    (REASON,),
+    "what came on the outcomes topic: `kept`, `orphan` (kept, and its run is not here) or `passed_over` (said before, or since)",
+)
+ROUTERS_BROKEN = _count(
+    "metier.routers.broken",
+    "{router}",
+    (),
+    "router versions that stand and could not be loaded: others decide without them",
+)
+DRIFT = Metric(
+    "metier.drift",
+    "gauge",
+    "1",
+    (AGENT_NAME, CATEGORY),
+    "how far an agent's outcomes in a category are on the way to an alarm that it changed, 0 to 1: the same from each orchestrator",
+)
+DRIFT_ALARMS = _count(
+    "metier.drift.alarms",
+    "{alarm}",
+    (AGENT_NAME, CATEGORY, WAY),
+    "that an agent is `worse` or `better` in a category than it was measured",
+)
 
 METRICS: tuple[Metric, ...] = (
     *(TOKEN_USAGE, OPERATION_DURATION, FIRST_CHUNK, WORKFLOW_DURATION, AGENT_DURATION, INFERENCE_CALLS, TOOL_CALLS, TOOL_DURATION),
     *(SENT, CONSUMED, PROCESS_DURATION, OLDEST_EVENT, RUN_COST, MODEL_COST, RUNS, TIME_IN_STATE, RETRIES, DUPLICATES, BUDGET_STOPS),
     *(DEAD_LETTERS, LEASES_EXPIRED, FENCED, CHECKPOINT_DURATION, SANDBOX_WAIT, SANDBOX_BOOT, SANDBOX_KILLS, SELFTEST, DECISIONS),
+    *(OUTCOMES, ROUTERS_BROKEN, DRIFT, DRIFT_ALARMS),
 )  # fmt: skip
 OTHER = "_OTHER"
 """Stands for a name that others chose, so that nobody can make more series than were declared."""
@@ -191,9 +219,9 @@ def start(role: str, instance: str, reader: MetricReader | None = None) -> None:
     if reader is None:
         if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")):
             return
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from metier_infra.collector import Metrics
 
-        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        reader = PeriodicExportingMetricReader(Metrics())
     resource = Resource.create(
         {"service.name": f"metier-{role}", "service.instance.id": instance}, telemetry.SCHEMA_URL
     )

@@ -16,11 +16,11 @@ import structlog
 
 from metier_infra import telemetry
 from metier_infra.bus import Bus
-from metier_infra.events import (
-    EVENTS_TOPIC,
+from metier_infra.events import EVENTS_TOPIC, Event
+from metier_infra.messages import Envelope, encode
+from metier_infra.progress_events import (
     AgentAnswered,
     AgentAsked,
-    Event,
     NodeEnded,
     NodeStarted,
     RunParked,
@@ -29,7 +29,6 @@ from metier_infra.events import (
     ToolAnswered,
     ToolCalled,
 )
-from metier_infra.messages import Envelope, encode
 from metier_infra.retry import Backoff, persist
 
 log = structlog.get_logger()

@@ -5,6 +5,7 @@ Writes go through `grouped`: those that are wanted at the same time are sent as 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -29,9 +30,13 @@ _INSISTING = (
 
 
 class PostgresDatabase:
-    """See `metier_infra.database.Database`. `open` before use; `size` is the most connections it holds."""
+    """See `metier_infra.database.Database`. `open` before use; `size` is the most connections it holds.
 
-    def __init__(self, url: str, size: int = 8) -> None:
+    What finds all of them in use waits for one, up to `busy_s`; each `patience_s` while anything waits, a connection of its own asks
+    whether the database is there at all, and if it is not, all that wait are told.
+    """
+
+    def __init__(self, url: str, size: int = 8, *, busy_s: float = 60.0, patience_s: float = 5.0) -> None:
         try:
             place = conninfo_to_dict(url)
         except Exception as error:
@@ -44,33 +49,74 @@ class PostgresDatabase:
             url,
             min_size=1,
             max_size=size,
-            timeout=5.0,
+            timeout=busy_s,
             open=False,
             reconnect_timeout=5.0,
             kwargs={"autocommit": True, "row_factory": dict_row, "connect_timeout": 5},
         )
         self._writes = Grouped(self._together, self._alone, JournalGone)
+        self._patience_s = patience_s
+        self._waiting: set[asyncio.Timeout] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self._away: Exception | None = None
 
     async def open(self) -> PostgresDatabase:
         """Connect once, to know at once why it cannot be done; then start the pool. Raises `JournalGone`."""
-        try:
-            await (await AsyncConnection.connect(self._url, connect_timeout=5)).close()
-        except OperationalError as error:
+        if (error := await self._asked()) is not None:
             raise self._gone(error) from error
         await self._pool.open(wait=False)
         return self
 
+    async def _asked(self) -> Exception | None:
+        """What is wrong with the database, if anything: asked by a connection of its own."""
+        try:
+            await (await AsyncConnection.connect(self._url, connect_timeout=5)).close()
+        except OperationalError as error:
+            return error
+        return None
+
     def _gone(self, error: Exception) -> JournalGone:
         return JournalGone(f"Postgres at {self._place} does not answer: {' '.join(str(error).split())}")
+
+    async def _taken(self) -> AsyncConnection[DictRow]:
+        """One of the pool's connections, once there is one for us."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._waiting.add(limit)
+                if self._watch is None or self._watch.done():
+                    self._watch = asyncio.create_task(self._look())
+                try:
+                    return await self._pool.getconn()
+                finally:
+                    self._waiting.discard(limit)
+        except TimeoutError as error:
+            raise self._gone(self._away or error) from error
+        except PoolTimeout as error:
+            raise JournalGone(
+                f"Postgres at {self._place} answers, and no connection came free for {self._pool.timeout:g} s"
+            ) from error
+
+    async def _look(self) -> None:
+        """While anything waits for a connection."""
+        while self._waiting:
+            await asyncio.sleep(self._patience_s)
+            self._away = await self._asked() if self._waiting else None
+            if self._away is not None:
+                for limit in [one for one in self._waiting if not one.expired()]:
+                    limit.reschedule(0)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[AsyncConnection[DictRow]]:
         try:
-            async with self._pool.connection() as connection:
-                yield connection
+            connection = await self._taken()
+            try:
+                async with connection:
+                    yield connection
+            finally:
+                await self._pool.putconn(connection)
         except errors.UndefinedTable as error:
             raise SchemaBehind(f"the journal at {self._place} is empty: run `metier migrate`") from error
-        except (OperationalError, PoolTimeout, errors.AdminShutdown, errors.InFailedSqlTransaction) as error:
+        except (OperationalError, errors.AdminShutdown, errors.InFailedSqlTransaction) as error:
             raise self._gone(error) from error
 
     async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
@@ -109,6 +155,8 @@ class PostgresDatabase:
     async def close(self) -> None:
         """Close the pool, after the writes that are under way."""
         await self._writes.end()
+        if self._watch is not None:
+            self._watch.cancel()
         await self._pool.close()
 
 

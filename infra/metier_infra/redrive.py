@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+from metier_infra.calls import NOT_NEEDED
 from metier_infra.database import Database, Row, Statement
 from metier_infra.words import RunId, source_below, stable_id
 
@@ -36,13 +37,14 @@ _COPIES = (
 )
 """Every checkpoint, and not the newest alone: a channel may be told from those before it. Nothing for a run that was not accepted, and nothing twice."""
 _CALL = (
-    "INSERT INTO calls (call_id, run_id, slot, agent, task, deadline, answer, stamp, requested_at, claimed_at, answered_at, tokens)"
-    " SELECT :id, :run_id, slot, agent, task, deadline, answer, stamp, :now, :now, :now, 0 FROM calls WHERE call_id = :old"
+    "INSERT INTO calls (call_id, run_id, slot, agent, task, deadline, answer, failure, cancelled, stamp, requested_at, claimed_at, answered_at, tokens)"
+    " SELECT :id, :run_id, slot, agent, task, deadline, answer, CASE WHEN answer IS NULL THEN failure END,"
+    " CASE WHEN cancelled = :not_needed THEN cancelled END, stamp, :now, :now, :now, 0 FROM calls WHERE call_id = :old"
     " AND EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id) ON CONFLICT DO NOTHING"
 )
 _DECISION = (
-    "INSERT INTO decisions (decision_id, run_id, slot, body, at)"
-    " SELECT :id, :run_id, slot, body, :now FROM decisions WHERE decision_id = :old"
+    "INSERT INTO decisions (decision_id, run_id, slot, body, wanted, at)"
+    " SELECT :id, :run_id, slot, body, wanted, :now FROM decisions WHERE decision_id = :old"
     " AND EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id) ON CONFLICT DO NOTHING"
 )
 _WAIT = (
@@ -62,11 +64,12 @@ _BELOW = (
 async def taken_over(db: Database, origin: RunId, run_id: RunId) -> Sequence[Statement]:
     """What gives `run_id` all that it needs to go on where `origin`, which ended, stopped.
 
-    Calls and runs below that did not end well are not among it; those that are cost nothing again.
+    Calls and runs below that did not end well are not among it, but for calls that a panel had given up; those that are cost nothing again.
     """
     run = {"origin": origin}
     answered = await db.read(
-        "SELECT call_id AS old, slot FROM calls WHERE run_id = :origin AND answer IS NOT NULL AND slot IS NOT NULL", run
+        "SELECT call_id AS old, slot FROM calls WHERE run_id = :origin AND (answer IS NOT NULL OR cancelled = :not_needed) AND slot IS NOT NULL",
+        {**run, "not_needed": NOT_NEEDED},
     )
     decided = await db.read(
         "SELECT decision_id AS old, slot FROM decisions WHERE run_id = :origin AND slot IS NOT NULL", run
@@ -87,7 +90,8 @@ async def taken_over(db: Database, origin: RunId, run_id: RunId) -> Sequence[Sta
 def _renamed(sql: str, kind: str, rows: Sequence[Row], run_id: RunId) -> Iterator[Statement]:
     for row in rows:
         name = stable_id(kind, run_id, *json.loads(row["slot"]))
-        yield Statement(sql, {"id": name, "run_id": run_id, "old": row["old"]})
+        more = {"not_needed": NOT_NEEDED} if sql == _CALL else {}
+        yield Statement(sql, {"id": name, "run_id": run_id, "old": row["old"], **more})
 
 
 def _below(rows: Sequence[Row], run_id: RunId) -> Iterator[Statement]:

@@ -1,7 +1,7 @@
 """What the journal forgets of runs that ended long ago: first their checkpoints, which only a look back or a redrive needs, later the whole run.
 
-`metier prune` calls it. A run that is open, whose end was not told, or on which an open run stands, is left alone, and so is one whose spend still stands in
-reservations of its calls and not yet in the account.
+`metier prune` calls it. A run that is open, whose end was not told, or on which an open run stands, is left alone, and so is one of whose calls an account
+that is still in use does not know yet what it took. Accounts that nobody uses any more go with the runs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from metier_infra import old_accounts
 from metier_infra.database import Database, Statement
 
 DAY_S = 86_400.0
@@ -25,9 +26,12 @@ _SETTLED = _OLD.replace(
     "MORE",
     "NOT EXISTS (SELECT 1 FROM calls JOIN reservations ON reservations.call_id = calls.call_id WHERE calls.run_id = runs.run_id)",
 )
+_KNOWN = _SETTLED.replace("WHERE calls.run_id", "WHERE calls.tokens IS NULL AND calls.run_id")
+"""Of which all will be settled once `prune` has cleared the accounts, and perhaps more."""
 _CHECKPOINTS = ("channel_writes", "channel_values", "checkpoints")
 _STEPS = "DELETE FROM steps WHERE call_id IN (SELECT call_id FROM calls WHERE run_id IN (THESE))"
-_BY_RUN = ("tool_calls", "decisions", "approvals", "waits", "signals", "calls", "runs")
+_ORPHANS = "DELETE FROM outcomes WHERE at < :now - :age_s AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.run_id = outcomes.run_id)"
+_BY_RUN = ("tool_calls", "decisions", "outcomes", "approvals", "waits", "signals", "calls", "runs")
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,22 @@ async def prunable(db: Database, *, checkpoints_days: float, runs_days: float) -
     """What `prune` would forget."""
     return Prunable(
         await _count(db, _WITH_CHECKPOINTS, checkpoints_days),
-        await _count(db, _SETTLED, runs_days),
+        await _count(db, _KNOWN, runs_days),
     )
 
 
 async def prune(db: Database, *, checkpoints_days: float, runs_days: float) -> Prunable:
-    """Forget the checkpoints of runs that ended so many days ago, then runs that ended so many; how many that were. May be cut off, and goes on."""
+    """Forget the checkpoints of runs that ended so many days ago, then runs that ended so many; how many that were. May be cut off, and goes on.
+
+    With a run go the words about it, and at that age those about runs that were never there.
+    """
+    await old_accounts.clear(db, runs_days * DAY_S)
     by_run = [_delete(table) for table in _CHECKPOINTS]
     forgotten = await _forget(db, _WITH_CHECKPOINTS, by_run, checkpoints_days)
     whole = [*by_run, _STEPS, *[_delete(table) for table in _BY_RUN]]
-    return Prunable(forgotten, await _forget(db, _SETTLED, whole, runs_days))
+    runs = await _forget(db, _SETTLED, whole, runs_days)
+    await db.write(Statement(_ORPHANS, {"age_s": runs_days * DAY_S}))
+    return Prunable(forgotten, runs)
 
 
 async def _count(db: Database, sql: str, days: float) -> int:

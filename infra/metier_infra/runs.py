@@ -172,17 +172,23 @@ class Runs:
             )
         )
 
-    async def held_by(self, owner: str) -> Sequence[RunId]:
-        """The runs whose lease `owner` has."""
-        rows = await self._db.read("SELECT run_id FROM runs WHERE owner = :owner", {"owner": owner})
-        return [RunId(row["run_id"]) for row in rows]
+    async def held_by(self, owner: str) -> Mapping[RunId, int]:
+        """The runs whose lease `owner` has, and its epoch."""
+        rows = await self._db.read("SELECT run_id, epoch FROM runs WHERE owner = :owner", {"owner": owner})
+        return {RunId(row["run_id"]): int(row["epoch"]) for row in rows}
 
-    async def release(self, owner: str, run_id: RunId | None = None) -> None:
-        """Give up one lease of `owner`, or all of them, so that another may take the run at once."""
+    async def release(self, owner: str) -> None:
+        """Give up every lease of `owner`, so that others may take its runs at once."""
+        await self._db.write(
+            Statement("UPDATE runs SET lease_until = 0, owner = NULL WHERE owner = :owner", {"owner": owner})
+        )
+
+    async def give_back(self, run_id: RunId, epoch: int) -> None:
+        """Give up the lease of this epoch. One that was taken since, by whomever, stays."""
         await self._db.write(
             Statement(
-                "UPDATE runs SET lease_until = 0, owner = NULL WHERE owner = :owner AND (run_id = :run_id OR :all = 1)",
-                {"owner": owner, "run_id": run_id or "", "all": int(run_id is None)},
+                "UPDATE runs SET lease_until = 0, owner = NULL WHERE run_id = :run_id AND epoch = :epoch",
+                {"run_id": run_id, "epoch": epoch},
             )
         )
 

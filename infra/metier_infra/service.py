@@ -23,6 +23,7 @@ from metier_infra.bus import Bus, Consumption, Handler
 from metier_infra.errors import BuryRecord, BusGone, Defect, FarFuture, MetierError, TooLarge, UnknownEvent
 from metier_infra.events import DEAD_LETTERS, Event
 from metier_infra.messages import Delivery, Envelope, Record, decode, encode
+from metier_infra.poison import Rule, doubted
 from metier_infra.retry import Backoff, persist
 
 log = structlog.get_logger()
@@ -40,6 +41,7 @@ def _nothing() -> None:
 
 
 PATIENT = Backoff(first_s=0.05, ceiling_s=5.0)
+POISON = Rule()
 AHEAD = timedelta(days=1)
 """How far an event's time may be ahead of the clock here."""
 LONGEST_REASON = 2000
@@ -187,9 +189,16 @@ def _sending(topic: str, event: Envelope[Any], parent: str | None) -> AbstractCo
     return telemetry.span(telemetry.send(topic), "producer", parent=above, attributes=attributes)
 
 
-async def serve(bus: Bus, what: Consumption, handlers: Mapping[type[Event], EventHandler], stop: asyncio.Event) -> None:
-    """Consume until `stop`; a broker that is away is waited for, with back-off."""
-    handle = buried(contained(retried(dispatch(handlers))), bus)
+async def serve(
+    bus: Bus,
+    what: Consumption,
+    handlers: Mapping[type[Event], EventHandler],
+    stop: asyncio.Event,
+    *,
+    rule: Rule = POISON,
+) -> None:
+    """Consume until `stop`; a broker that is away is waited for, with back-off. `rule` says when a record that always fails is buried."""
+    handle = buried(contained(retried(doubted(dispatch(handlers), rule))), bus)
     waited = retried(handle)
 
     async def consume() -> None:

@@ -38,9 +38,14 @@ class SqliteDatabase:
         self._writes = Grouped(self._together, self._alone, JournalGone)
         try:
             self._connection = self._thread.submit(self._open).result()
-        except BaseException:
+        except BaseException as error:
             self._thread.shutdown(wait=False)
+            if isinstance(error, OSError | sqlite3.DatabaseError):
+                raise self._no_journal(error) from error
             raise
+
+    def _no_journal(self, error: Exception) -> MissingService:
+        return MissingService(f"{self._path} cannot be used as a journal: {error}; METIER_SQLITE_PATH names another")
 
     def _open(self) -> sqlite3.Connection:
         if self._read_only:
@@ -78,6 +83,10 @@ class SqliteDatabase:
             if "no such table" in str(error):
                 raise SchemaBehind(f"the journal at {self._path} is empty: run `metier migrate`") from error
             raise JournalGone(f"SQLite at {self._path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is sqlite3.DatabaseError:  # no file of SQLite's, or a broken one
+                raise self._no_journal(error) from error
+            raise
 
     async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
         """See `Database.read`."""

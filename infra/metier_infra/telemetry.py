@@ -248,9 +248,9 @@ def start(role: str, instance: str, exporter: SpanExporter | None = None) -> Non
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         _exporting.set()
     elif os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from metier_infra.collector import Spans
 
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
+        provider.add_span_processor(BatchSpanProcessor(Spans(), schedule_delay_millis=500))
         _exporting.set()
     _provider.append(provider)
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Annotated, Literal, NewType
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 RunId = NewType("RunId", str)
 CallId = NewType("CallId", str)
@@ -34,11 +34,21 @@ class Word(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+LONGEST_MESSAGE = 4_000
+"""Characters of a failure's message: it is made of what others wrote."""
+
+
+def _sayable(text: str) -> str:
+    """As much of it as is kept, and as JSON can carry it: a lone surrogate would make an event that nobody can read."""
+    kept = text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 1] + "…"
+    return kept.encode(errors="backslashreplace").decode()
+
+
 class Failure(Word):
     """Why something ended badly: `code` from the error tree, and a sentence for a person."""
 
     code: str
-    message: str
+    message: Annotated[str, AfterValidator(_sayable)]
 
 
 class Task(Word):
@@ -131,7 +141,7 @@ class Allowance(Word):
 class AgentCard(Word):
     """What a workflow may know of an agent: skills are what it says it is good at, 0 to 1 by category; `takes` is what one call takes at the most.
 
-    `priced`: what its models charge is known, so that a limit on money can be kept.
+    `priced`: what its models charge is known, so that a limit on money can be kept. `reasoning` and `retrieval` are the kinds of them that it has.
     """
 
     name: str
@@ -141,6 +151,8 @@ class AgentCard(Word):
     takes: Allowance = Allowance()
     priced: bool = True
     stamp: Stamp | None = None
+    reasoning: str = ""
+    retrieval: str = ""
 
 
 class Candidate(Word):
@@ -172,6 +184,7 @@ class Decision(Word):
 
     `by` says what decided: an `override` or another `rule` of the author, the `learned` router, or the `default` where that knew too little. `seed` is where the
     randomness came from; `weights` are of the votes of the `chosen`; so much of the weight as `enough` behind one answer, and the others are not asked. A `canary` is a version under trial.
+    `paid`: the run's limits paid for so many of those who would have been chosen; None: for all.
     """
 
     category: str
@@ -187,12 +200,46 @@ class Decision(Word):
     enough: float = 1.0
     canary: bool = False
     shadows: tuple[Shadow, ...] = ()
+    paid: int | None = None
+
+
+class Named(Word):
+    """Whom the input itself (`override`), or a rule of the author, names: nobody else is weighed. `why` is a sentence for a person."""
+
+    by: Literal["override", "rule"]
+    agents: tuple[str, ...]
+    why: str
+    topology: Literal["cascade", "panel"] | None = None
+
+
+class Wanted(Word):
+    """What a node wants decided: for which task, among whom (empty: all agents), in which ways; and everything else that the choice depends on beside the router.
+
+    `named` ends the choice before it begins; `default` are asked where the router knows too little; `enough` holds for whom no router weighed; `cap_usd` is what all calls may take together.
+    It is kept beside the decision, so that this can be made again.
+    """
+
+    task: Task
+    among: tuple[str, ...] = ()
+    topologies: tuple[Literal["specialist", "cascade", "panel"], ...] = ("specialist", "cascade", "panel")
+    named: Named | None = None
+    default: tuple[str, ...] = ()
+    enough: float = 1.0
+    cap_usd: float | None = None
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]*$")]
 """A name that others chose: short, and without control characters."""
 Remark = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$")]
 """A few sentences of others."""
+
+
+MOST_COUNTED = 10**15
+"""A limit on a count that is larger says the same: sums of several such still fit the journal's 64 bits."""
+
+
+def _countable(limit: int) -> int:
+    return min(limit, MOST_COUNTED)
 
 
 class Limits(Word):
@@ -204,7 +251,7 @@ class Limits(Word):
     """
 
     usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    tokens: Annotated[int, Field(ge=0)] | None = None
-    tool_calls: Annotated[int, Field(ge=0)] | None = None
+    tokens: Annotated[int, Field(ge=0), AfterValidator(_countable)] | None = None
+    tool_calls: Annotated[int, Field(ge=0), AfterValidator(_countable)] | None = None
     time_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     at_limit: Literal["stop", "smaller", "fewer"] = "stop"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from metier_infra.errors import BadSettings, LaneGone, MissingService, ToolCancelled
-from metier_infra.settings import LaneSettings, RoleSettings, SandboxSettings
+from metier_infra.errors import BadSettings, LaneGone, MetierError, ToolCancelled
+from metier_infra.settings import LaneSettings, RoleSettings, SandboxSettings, load
 from metier_tools.celery_app import Config, Note
 from metier_tools.celery_lane import CeleryLane
 from metier_tools.lane import ToolLane
@@ -142,9 +142,52 @@ async def test_calls_outlive_a_redis_that_goes_away_for_a_while(tmp_path: Path, 
         await gate.shut()
 
 
-def test_no_redis_is_said_so() -> None:
-    with pytest.raises(MissingService, match="no Redis answers where METIER_REDIS_URL says"):
-        check_broker("redis://127.0.0.1:1/0")
+@pytest.mark.parametrize(
+    ("url", "kind", "says"),
+    [
+        ("redis://127.0.0.1:1/0", LaneGone, "no Redis answers where METIER_REDIS_URL says"),
+        ("127.0.0.1:6379", BadSettings, "METIER_REDIS_URL is not a Redis URL"),
+    ],
+    ids=["away", "no address"],
+)
+def test_no_redis_is_said_so(url: str, kind: type[MetierError], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        check_broker(url)
+
+
+async def test_a_runner_that_starts_while_redis_is_away_waits_for_it_and_says_so(
+    tmp_path: Path, namespace: str
+) -> None:
+    # Given a Redis that hangs up on whoever comes
+    gate, came = Gate(), asyncio.Event()
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.set()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as away:
+        gate.port = away.sockets[0].getsockname()[1]
+        tools = Tools(tmp_path, namespace, redis_url=gate.url)
+        # When a runner has come, and then Redis is there
+        await asyncio.wait_for(came.wait(), 30)
+    await gate.open()
+    # Then it serves
+    await asyncio.to_thread(tools.await_ready)
+    assert await asyncio.to_thread(tools.end) == 0
+    await gate.shut()
+
+
+async def test_a_runner_that_waits_for_redis_ends_when_it_is_told_to() -> None:
+    stop, lane = asyncio.Event(), LaneSettings.model_validate({"redis_url": "redis://127.0.0.1:1/0", "grant_key": "k"})
+    with structlog.testing.capture_logs() as logs:
+        runs = asyncio.create_task(
+            serve_tools(lane, load(SandboxSettings), load(RoleSettings), stop, execution=execution)
+        )
+        said = await asyncio.to_thread(until, lambda: any(one.get("action") == "retry" for one in logs), 30)
+    stop.set()
+
+    await asyncio.wait_for(runs, 30)
+    assert said
 
 
 @pytest.mark.parametrize(

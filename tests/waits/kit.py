@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -21,6 +21,7 @@ from metier_infra.events import (
     CallAnswered,
     CallRequested,
     CancelRequested,
+    Event,
     RunCancelled,
     RunFailed,
     RunRequested,
@@ -34,7 +35,8 @@ from metier_infra.rows import Run
 from metier_infra.service import Ready, send, serve
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_infra.testing import Process
-from metier_infra.words import AgentCard, Answer, CallId, Failure, RunId, Spent, stable_id
+from metier_infra.words import AgentCard, Answer, CallId, Failure, RunId, Spent, Task, stable_id
+from metier_workflows.choosing.router import Routers
 from metier_workflows.orchestrator import Orchestrator
 from metier_workflows.workflow import Workflows
 
@@ -92,31 +94,35 @@ class Mortal:
 
 
 class Helper:
-    """An agent that answers `re: TEXT` once it is let, if a word of `holds` is in the text; the first `fails` times it is asked something, it fails."""
+    """Agents that answer what they say, or `re: TEXT`, once they are let: if a word of `holds` is their name or in the text; the first `fails` times one is asked something, it fails."""
 
-    def __init__(self, bus: Bus, journal: Journal) -> None:
+    def __init__(self, bus: Bus, journal: Journal, agents: Sequence[str] = ("helper",)) -> None:
         self.bus, self.journal = bus, journal
         self.asked: Counter[CallId] = Counter()
+        self.tasks: list[tuple[str, Task]] = []
+        self.says: dict[str, str] = {}
         self.holds: dict[str, asyncio.Event] = {}
         self.fails: Counter[str] = Counter()
         self.ready = asyncio.Event()
-        what = Consumption([TASKS], "metier.agents.helper", concurrency=2000, ready=self.ready.set)
+        what = Consumption([*map(tasks_topic, agents)], "metier.agents.helper", concurrency=2000, ready=self.ready.set)
         self.task = asyncio.create_task(serve(bus, what, {CallRequested: self._take}, asyncio.Event()))
 
     async def _take(self, envelope: Envelope[CallRequested], delivery: Delivery) -> None:
         asked = envelope.data
         self.asked[asked.call_id] += 1
+        self.tasks.append((asked.agent, asked.task))
         for word, let in self.holds.items():
-            if word in asked.task.text:
+            if word == asked.agent or word in asked.task.text:
                 await let.wait()
         await self.answer(asked)
 
     async def answer(self, asked: CallRequested) -> None:
         text, failure = asked.task.text, None
-        if self.fails[text] > 0:
-            self.fails[text] -= 1
+        for failing in [one for one in (text, asked.agent) if self.fails[one] > 0][:1]:
+            self.fails[failing] -= 1
             failure = Failure(code="model_busy", message="overloaded")
-        answer = None if failure else Answer(text=f"re: {text}", agent="helper", model="m", policy="p")
+        words = self.says.get(asked.agent, f"re: {text}")
+        answer = None if failure else Answer(text=words, agent=asked.agent, model="m", policy="p")
         stored = await self.journal.calls.answer(asked.call_id, answer=answer, failure=failure, took=Spent(usd=0.25))
         said = CallAnswered(run_id=asked.run_id, call_id=asked.call_id, answer=stored.answer, failure=stored.failure)
         await send(self.bus, RUNS, Envelope(said, f"{asked.call_id}/answered", "/test", asked.run_id))
@@ -131,6 +137,8 @@ class House:
     workflows: Workflows
     helper: Helper
     lease_s: float = 600
+    cards: Mapping[str, AgentCard] = field(default_factory=lambda: CARDS)
+    routers: Routers | None = None
 
     @property
     def journal(self) -> Journal:
@@ -140,8 +148,8 @@ class House:
     async def replica(self, *, db: Database | None = None, park_after_s: float = 60, name: str = "one") -> AsyncGenerator[None]:  # fmt: skip
         """An orchestrator, until the end of the block; then every task of it ends where it is, as when its process dies."""
         ready = asyncio.Event()
-        role = Orchestrator(self.bus, Journal(db or self.db, self.lease_s), self.workflows, CARDS, instance=name,
-                            drain_s=1, park_after_s=park_after_s)  # fmt: skip
+        role = Orchestrator(self.bus, Journal(db or self.db, self.lease_s), self.workflows, self.cards, instance=name,
+                            drain_s=1, park_after_s=park_after_s, routers=self.routers)  # fmt: skip
         process = Process(role.run(asyncio.Event(), Ready(None, 2, ready.set)))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait([process.task, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=HUNG)
@@ -156,7 +164,7 @@ class House:
         """Another bus, and another helper: what was on its way is lost."""
         self.helper.task.cancel()
         self.bus = MemoryBus()
-        self.helper = await helper_on(self.bus, self.journal)
+        self.helper = await helper_on(self.bus, self.journal, [*self.cards])
         yield
         self.helper.task.cancel()
 
@@ -209,6 +217,10 @@ class House:
 
     async def ends_told(self) -> set[str]:
         """The ids of the terminal events."""
+        return {one.id for one in await self.told() if isinstance(one.data, RunSucceeded | RunFailed | RunCancelled)}
+
+    async def told(self) -> list[Envelope[Event]]:
+        """All that was told on the topic of events."""
         seen: list[Delivery] = []
         stop = asyncio.Event()
 
@@ -220,34 +232,34 @@ class House:
         await self.bus.publish(encode(EVENTS_TOPIC, Envelope(RunRequested(workflow="w", input={}), "m", "/m", "mark")))
         async with asyncio.timeout(HUNG):
             await self.bus.consume(Consumption([EVENTS_TOPIC], None), keep, stop)
-        return {one.id for one in map(decode, seen) if isinstance(one.data, RunSucceeded | RunFailed | RunCancelled)}
+        return [*map(decode, seen)]
 
 
-async def helper_on(bus: Bus, journal: Journal) -> Helper:
-    helper = Helper(bus, journal)
+async def helper_on(bus: Bus, journal: Journal, agents: Sequence[str] = ("helper",)) -> Helper:
+    helper = Helper(bus, journal, agents)
     async with asyncio.timeout(HUNG):
         await helper.ready.wait()
     return helper
 
 
 @asynccontextmanager
-async def house_of(workflows: Workflows) -> AsyncGenerator[House]:
+async def house_of(workflows: Workflows, cards: Mapping[str, AgentCard] = CARDS) -> AsyncGenerator[House]:
     db = SqliteDatabase(":memory:")
     await migrate(db)
     bus = MemoryBus()
-    house = House(bus, db, workflows, await helper_on(bus, Journal(db)))
+    house = House(bus, db, workflows, await helper_on(bus, Journal(db), [*cards]), cards=cards)
     yield house
     house.helper.task.cancel()
     await asyncio.wait([house.helper.task])
     await db.close()
 
 
-async def through_every_death(workflows: Workflows, work: Callable[[House], Coroutine[None, None, None]], *, committed: bool, park_after_s: float) -> int:  # fmt: skip
+async def through_every_death(workflows: Workflows, work: Callable[[House], Coroutine[None, None, None]], *, committed: bool, park_after_s: float, cards: Mapping[str, AgentCard] = CARDS) -> int:  # fmt: skip
     """Do `work` in one house after the other while an orchestrator dies at its first write, its second, and so on, and another goes on; how often one died."""
     at = 0
     while True:
         at += 1
-        async with house_of(workflows) as house:
+        async with house_of(workflows, cards) as house:
             house.lease_s = 0.6  # the keeper of parked timers looks at a third of it
             mortal = Mortal(house.db, at, committed, writes=-1)  # its start is not counted
             working = asyncio.create_task(work(house))

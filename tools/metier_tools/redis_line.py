@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from metier_infra.errors import MissingService
+from metier_infra.errors import BadSettings, LaneGone
 from metier_infra.retry import Backoff
 from metier_tools.celery_app import Config, Note
 from metier_tools.tool import ToolCall
@@ -35,12 +35,14 @@ ANSWERS_S = 5.0
 
 
 def check_broker(redis_url: str) -> None:
-    """Raise `MissingService` unless Redis answers."""
+    """Raise `LaneGone` unless Redis answers, and `BadSettings` for what is no address of one."""
     try:
-        with contextlib.closing(redis.Redis.from_url(redis_url, socket_connect_timeout=3)) as client:
+        with contextlib.closing(connect(redis_url)) as client:
             client.ping()
-    except (redis.RedisError, OSError, ValueError) as error:
-        raise MissingService(
+    except ValueError as error:
+        raise BadSettings(f"METIER_REDIS_URL is not a Redis URL: {error}") from error
+    except (redis.RedisError, OSError) as error:
+        raise LaneGone(
             f"no Redis answers where METIER_REDIS_URL says: {error}; start it, or correct the setting"
         ) from error
 

@@ -18,8 +18,8 @@ from typing import get_args
 import structlog
 
 from metier_infra.errors import BadSettings
-from metier_infra.retry import Backoff
-from metier_infra.service import Ready
+from metier_infra.retry import Backoff, persist
+from metier_infra.service import PATIENT, Ready
 from metier_infra.settings import LaneSettings, RoleSettings, SandboxSettings
 from metier_tools.celery_app import Config
 from metier_tools.celery_worker import WorkerConfig
@@ -47,12 +47,14 @@ async def serve_tools(
     execution: Callable[[Sandbox], Execution],
     kinds: Sequence[Kind] = KINDS,
 ) -> None:
-    """Run tool calls of these kinds, by `execution`, until `stop`, then end those in hand. Raises `BadSettings` or `MissingService` before it is ready.
+    """Run tool calls of these kinds, by `execution`, until `stop`, then end those in hand; a Redis that is away is waited for.
 
+    Raises `BadSettings` or `MissingService` before it is ready.
     To be awaited in the process's main thread: the worker lives as long as the thread that started it.
     """
     redis_url, key = _needed(lane)
-    await asyncio.to_thread(check_broker, redis_url)
+    if not await _answers(redis_url, stop):
+        return
     box = await asyncio.to_thread(DockerSandbox, sandbox)
     try:
         await asyncio.to_thread(box.check)
@@ -62,6 +64,23 @@ async def serve_tools(
         )
     finally:
         await asyncio.to_thread(box.close)
+
+
+async def _answers(redis_url: str, stop: asyncio.Event) -> bool:
+    """Wait until Redis answers; False when `stop` came first. Raises `BadSettings`."""
+
+    async def ask() -> None:
+        await asyncio.to_thread(check_broker, redis_url)
+
+    asking, stopping = asyncio.create_task(persist("connect to Redis", ask, PATIENT)), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if asking.done():
+            asking.result()
+        return asking.done()
+    finally:
+        asking.cancel()
+        stopping.cancel()
 
 
 def _needed(lane: LaneSettings) -> tuple[str, bytes]:

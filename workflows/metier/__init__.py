@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from metier_tools.declare import tool
     from metier_tools.profile import Egress, Profile
     from metier_tools.toolbox import Tool
+    from metier_workflows.choosers import Chooser, Rule, Verdict, cascade, panel, route, rule
     from metier_workflows.node import Agent, Retry, agent, agents, decide, signal, sleep, sleep_until, subrun
-    from metier_workflows.panel import Synthesis, plain, synthesise
+    from metier_workflows.panel import Near, Synthesis, exact, numeric, plain, synthesise
     from metier_workflows.routing import choose, rank
     from metier_workflows.workflow import Workflow, workflow
 
@@ -28,11 +29,12 @@ _HOMES = {
     "metier_tools.declare": ("tool",),
     "metier_tools.profile": ("Egress", "Profile"),
     "metier_tools.toolbox": ("Tool",),
+    "metier_workflows.choosers": ("Chooser", "Rule", "Verdict", "cascade", "panel", "route", "rule"),
     "metier_workflows.node": (
         *("Agent", "Retry", "agent", "agents", "decide"),
         *("signal", "sleep", "sleep_until", "subrun"),
     ),
-    "metier_workflows.panel": ("Synthesis", "plain", "synthesise"),
+    "metier_workflows.panel": ("Near", "Synthesis", "exact", "numeric", "plain", "synthesise"),
     "metier_workflows.routing": ("choose", "rank"),
     "metier_workflows.workflow": ("Workflow", "workflow"),
 }
@@ -43,24 +45,34 @@ __all__ = [
     "Answer",
     "CallFailed",
     "Candidate",
+    "Chooser",
     "DeadlineMissed",
     "Decision",
     "Egress",
     "LimitReached",
     "Limits",
+    "Near",
     "Profile",
     "Retry",
+    "Rule",
     "SubRunFailed",
     "Synthesis",
     "Task",
     "Tool",
+    "Verdict",
     "Workflow",
     "agent",
     "agents",
+    "cascade",
     "choose",
     "decide",
+    "exact",
+    "numeric",
+    "panel",
     "plain",
     "rank",
+    "route",
+    "rule",
     "signal",
     "sleep",
     "sleep_until",

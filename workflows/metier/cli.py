@@ -16,7 +16,6 @@ from importlib.metadata import version as installed
 from typing import Annotated, NoReturn
 
 import typer
-from rich.table import Table
 
 from metier import (
     bench_agents,
@@ -28,18 +27,27 @@ from metier import (
     cli_contracts,
     cli_control,
     cli_dead_letters,
+    cli_decisions,
+    cli_eval,
+    cli_models,
+    cli_off_policy,
+    cli_outcomes,
     cli_prune,
+    cli_replay,
+    cli_routers,
+    cli_routing,
     cli_runs,
     cli_schedules,
     cli_specs,
     cli_tools,
+    cli_topics,
     cli_watch,
     compose,
     configuration,
     demo,
 )
 from metier.chaos.command import command as chaos
-from metier.terminal import console
+from metier.terminal import shown
 from metier_infra.errors import AskOperator, MetierError
 
 app = typer.Typer(
@@ -81,6 +89,25 @@ schedules = typer.Typer(help="Runs that start by the clock: list them.", no_args
 workflow_versions = typer.Typer(
     help="Workflows: list the versions that are served.", no_args_is_help=True, rich_markup_mode=None
 )
+evals = typer.Typer(
+    help="Eval sets of your own: run one, or make one of what happened.", no_args_is_help=True, rich_markup_mode=None
+)
+models = typer.Typer(
+    help="Models on your own queries: are they interchangeable, or is each good at something else?",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+routers = typer.Typer(
+    help="Router versions: fit, judge, shadow, canary, promote, roll back; list and show.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+outcomes = typer.Typer(
+    help="What really came of runs: report it, and list what was said.", no_args_is_help=True, rich_markup_mode=None
+)
+decisions = typer.Typer(
+    help="Whom runs asked, and why: list decisions, and make them again.", no_args_is_help=True, rich_markup_mode=None
+)
 bench = typer.Typer(help="Measure Métier on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs, name="runs")
 app.add_typer(agent_files, name="agents")
@@ -91,10 +118,14 @@ app.add_typer(contracts, name="contracts")
 app.add_typer(blobs, name="blobs")
 app.add_typer(schedules, name="schedules")
 app.add_typer(workflow_versions, name="workflows")
+app.add_typer(evals, name="eval")
+app.add_typer(models, name="models")
+app.add_typer(routers, name="routers")
+app.add_typer(outcomes, name="outcomes")
+app.add_typer(decisions, name="decisions")
 app.add_typer(bench, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
-out = console()
 
 
 def main() -> None:
@@ -120,8 +151,13 @@ def _first(error: BaseException) -> MetierError | None:
 
 
 def _fail(error: MetierError) -> NoReturn:
-    typer.echo(f"metier: {error}", err=True)
+    typer.echo(f"metier: {_lines(str(error))}", err=True)
     sys.exit(2 if isinstance(error, AskOperator) else 1)
+
+
+def _lines(text: str) -> str:
+    """A sentence in which others may have had a say, for a terminal."""
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def _example(text: str) -> str:
@@ -166,20 +202,6 @@ def dev() -> None:
     from metier.roles import dev as work
 
     _role("dev", work)
-
-
-@app.command(epilog=_example("metier topics --json"))
-def topics(as_json: Json = False) -> None:
-    """Create the topics, with one for each agent. They grow and never shrink."""
-    configuration.use_local_stack()
-    changes = compose.topics(configuration.configure())
-    if as_json:
-        typer.echo(json.dumps([{"topic": change.name, "action": change.action} for change in changes]))
-        return
-    table = Table("topic", "what was done")
-    for change in changes:
-        table.add_row(change.name, change.action)
-    out.print(table)
 
 
 @app.command(epilog=_example("metier migrate --check"))
@@ -229,7 +251,9 @@ app.command(
         'metier publish specialists \'{"question": "Geb is 10 less than half the age of Haley. If Haley is 26 years old, how old is Geb?"}\' --wait'
     )
 )(cli_runs.publish)
+app.command("topics", epilog=_example("metier topics --check --json"))(cli_topics.topics)
 app.command("prune", epilog=_example("metier prune --checkpoints 7 --runs 90 --yes"))(cli_prune.prune)
+app.command("replay", epilog=_example("metier replay 3f2a --with agent=careful --json"))(cli_replay.command)
 app.command("trace", epilog=_example("metier trace 3f2a --json"))(cli_runs.trace)
 runs.command("list", epilog=_example("metier runs list --status failed --json"))(cli_runs.list_runs)
 runs.command("show", epilog=_example("metier runs show 3f2a"))(cli_runs.show)
@@ -284,6 +308,40 @@ contracts.command("check", epilog=_example("metier contracts check asyncapi.json
 blobs.command("put", epilog=_example("metier blobs put request.json --json"))(cli_contracts.put_blob)
 blobs.command("get", epilog=_example("metier blobs get sha256:9f86d0… --out result.json"))(cli_contracts.get_blob)
 blobs.command("prune", epilog=_example("metier blobs prune --days 90 --json"))(cli_contracts.prune_blobs)
+evals.command(
+    "run",
+    epilog=_example("metier eval run my-set.jsonl --agents reasoner,careful --out evals/monday --min-accuracy 0.8"),
+)(cli_eval.run)
+models.command("compare", epilog=_example("metier models compare evals/support --html support.html"))(
+    cli_models.compare
+)
+evals.command("off-policy", epilog=_example("metier eval off-policy --data matrices --name ours --json"))(
+    cli_off_policy.off_policy
+)
+evals.command("routing", epilog=_example("metier eval routing --data matrices --name ours --json"))(cli_routing.routing)
+evals.command("capture", epilog=_example("metier eval capture 3f2a 77c0 --out my-set.jsonl"))(cli_eval.capture)
+routers.command("fit", epilog=_example("metier routers fit --eval-set evals/support --explore"))(cli_routers.fit)
+routers.command("judge", epilog=_example("metier routers judge learned-3f2a --eval-set evals/monday"))(
+    cli_routers.judge
+)
+routers.command("shadow", epilog=_example("metier routers shadow learned-3f2a"))(cli_routers.shadow)
+routers.command("canary", epilog=_example("metier routers canary learned-3f2a --share 0.1 --tenant acme"))(
+    cli_routers.canary
+)
+routers.command("promote", epilog=_example('metier routers promote learned-3f2a --note "better on maths"'))(
+    cli_routers.promote
+)
+routers.command("roll-back", epilog=_example('metier routers roll-back learned-3f2a --note "too slow"'))(
+    cli_routers.roll_back
+)
+routers.command("list", epilog=_example("metier routers list --json"))(cli_routers.list_routers)
+routers.command("show", epilog=_example("metier routers show learned-3f2a --json"))(cli_routers.show)
+outcomes.command("report", epilog=_example("metier outcomes report 3f2a --score 0 --agent coder --note 'off by one'"))(
+    cli_outcomes.report
+)
+outcomes.command("list", epilog=_example("metier outcomes list --run 3f2a --json"))(cli_outcomes.list_outcomes)
+decisions.command("list", epilog=_example("metier decisions list 3f2a --json"))(cli_decisions.list_decisions)
+decisions.command("replay", epilog=_example("metier decisions replay 3f2a"))(cli_decisions.replay)
 bench.command("sandbox", epilog=_example("metier bench sandbox --json"))(bench_sandbox.command)
 bench.command("policies", epilog=_example("metier bench policies --json   # some seven minutes"))(
     bench_policies.command

@@ -109,7 +109,7 @@ def grant(
     as_json: Json = False,
 ) -> None:
     """Let a tool call that waits be made."""
-    changed = None if arguments is None else json_object(arguments)
+    changed = None if arguments is None else json_object(arguments, "what --arguments says")
     _tell(run_command(client.connect, lambda system: _decide(system, approval_id, True, note, by, changed)), as_json)
 
 

@@ -139,8 +139,9 @@ def signal(
     """Tell a run something that one of its nodes waits for, or will wait for."""
     try:
         value: JsonValue = json.loads(data)
-    except json.JSONDecodeError as error:
-        raise BadSettings(f"what is told is not JSON: {error.msg}; a text stands in quotes, '\"so\"'") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        why = error.msg if isinstance(error, json.JSONDecodeError) else "it lies too deep in brackets"
+        raise BadSettings(f"what is told is not JSON: {why}; a text stands in quotes, '\"so\"'") from error
 
     async def work(system: System) -> list[Outcome]:
         run = await find_run(system.journal, run_id)
@@ -209,7 +210,7 @@ async def _ask_all(system: System, asked: Sequence[_Asked]) -> list[Outcome]:
             rejected[event.data.request_id] = event.data.failure
 
     async with client.following(system.bus, seen):
-        await send(system.bus, REQUESTS, *[one.event for one in asked])
+        await send(system.bus, REQUESTS, *[client.readable(one.event) for one in asked])
         ends, left = time.monotonic() + TAKEN_S, list(asked)
         while left and time.monotonic() < ends:
             await asyncio.sleep(0.1)

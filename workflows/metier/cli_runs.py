@@ -18,7 +18,7 @@ from rich.text import Text
 
 from metier import client, configuration
 from metier.configuration import Config
-from metier.terminal import console, shown
+from metier.terminal import console, shown, shown_json
 from metier_infra.errors import BadSettings, DeadlineMissed, MissingRun
 from metier_infra.events import RunCancelled, RunFailed, RunSucceeded
 from metier_infra.journal import Journal
@@ -32,6 +32,7 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id, or a beginning of it that no other run shares.")
 ]
 out = console()
+COLUMNS = ("run", "workflow", "status", "accepted", "took", "cost USD", "why")
 
 
 def run_command(connect: Callable[[Config], AbstractAsyncContextManager[C]], work: Callable[[C], Awaitable[T]]) -> T:
@@ -49,7 +50,7 @@ def run_command(connect: Callable[[Config], AbstractAsyncContextManager[C]], wor
 
 async def find_run(journal: Journal, run_id: str) -> Run:
     """The run. Raises `MissingRun`."""
-    run = await journal.runs.get(run_id)
+    run = await journal.runs.get(run_id) if run_id.isprintable() else None
     if run is None:
         raise MissingRun(f"no run, or more than one, begins with {run_id!r}; `metier runs list` shows them")
     return run
@@ -70,7 +71,8 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Ask for a run: publish a task event."""
-    body, bounds = json_object(sys.stdin.read() if value == "-" else value), _limits(limits)
+    body, bounds = json_object(sys.stdin.read() if value == "-" else value, "the input"), _limits(limits)
+    client.readable(client.request(workflow, body, event_id=event_id, limits=bounds))
     if not wait:
         sent = run_command(
             client.connect,
@@ -103,7 +105,7 @@ def _limits(text: str | None) -> Limits | None:
     """The limits in a command's words. Raises `BadSettings`."""
     if text is None:
         return None
-    told = json_object(text)
+    told = json_object(text, "what --limits says")
     if unknown := told.keys() - Limits.model_fields.keys():
         raise BadSettings(f"limits are {', '.join(Limits.model_fields)}; {', '.join(sorted(unknown))} is none of them")
     try:
@@ -117,26 +119,28 @@ def _tell_end(end: client.Ended, *, as_json: bool) -> None:
     if as_json:
         typer.echo(end.model_dump_json())
     elif isinstance(end, RunFailed):
-        typer.echo(f"run {end.run_id} failed: {end.failure.code}: {end.failure.message}", err=True)
+        typer.echo(f"run {end.run_id} failed: {end.failure.code}: {shown(end.failure.message)}", err=True)
         if end.partial:
-            out.print_json(data=end.partial)
+            out.print(shown_json(end.partial), soft_wrap=True)
     elif isinstance(end, RunCancelled):
         typer.echo(f"run {end.run_id} was cancelled by {shown(end.by)}: {shown(end.note)}", err=True)
     else:
         typer.echo(f"run {end.run_id} succeeded, ${end.cost_usd:.6f}")
-        out.print_json(data=end.result)
+        out.print(shown_json(end.result), soft_wrap=True)
     if not isinstance(end, RunSucceeded):
         raise typer.Exit(1)
 
 
-def json_object(text: str) -> dict[str, JsonValue]:
-    """The JSON object in a command's words. Raises `BadSettings`."""
+def json_object(text: str, what: str) -> dict[str, JsonValue]:
+    """The JSON object in a command's words, which are `what`. Raises `BadSettings`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise BadSettings(f"the input is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+        raise BadSettings(f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except RecursionError as error:
+        raise BadSettings(f"{what} lies too deep in brackets") from error
     if not isinstance(value, dict):
-        raise BadSettings(f"the input must be a JSON object, not {type(value).__name__}")
+        raise BadSettings(f"{what} must be a JSON object, not {type(value).__name__}")
     return cast("dict[str, JsonValue]", value)
 
 
@@ -160,9 +164,7 @@ def list_runs(
     if as_json:
         typer.echo(json.dumps([run.model_dump(mode="json") for run, _ in found]))
         return
-    table = Table(
-        *[Column(head, no_wrap=True) for head in ("run", "workflow", "status", "accepted", "took", "cost USD", "why")]
-    )
+    table = Table(*[Column(head, no_wrap=head != "workflow", overflow="ellipsis") for head in COLUMNS])
     for run, why in found:
         table.add_row(*map(Text, _row(run, why)))
     out.print(table)
@@ -196,7 +198,7 @@ def _row(run: Run, why: str) -> tuple[str, ...]:
     accepted = datetime.fromtimestamp(run.accepted_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
     took = f"{run.finished_at - run.accepted_at:.2f} s" if run.finished_at else ""
     told = shown(" ".join(why.split()))[: max(20, out.width - 100)]
-    return run.run_id[:12], run.workflow, run.status, accepted, took, f"{run.cost_usd:.6f}", told
+    return run.run_id[:12], shown(run.workflow), run.status, accepted, took, f"{run.cost_usd:.6f}", told
 
 
 def show(run_id: RunArgument, as_json: Json = False) -> None:
@@ -211,7 +213,7 @@ def show(run_id: RunArgument, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(told))
     else:
-        out.print_json(data=told)
+        out.print(shown_json(told), soft_wrap=True)
 
 
 def so_far(run: Run, calls: Sequence[Call]) -> Spent:
@@ -228,7 +230,8 @@ def so_far(run: Run, calls: Sequence[Call]) -> Spent:
 
 def trace(run_id: RunArgument, as_json: Json = False) -> None:
     """Show one run as a tree, with times and costs, from the journal."""
-    from metier.trace import TraceNode, gather, render, tree
+    from metier.trace import gather, tree
+    from metier.trace_tree import TraceNode, render
 
     async def work(journal: Journal) -> TraceNode:
         return tree(await gather(journal, await find_run(journal, run_id)))

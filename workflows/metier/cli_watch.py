@@ -13,25 +13,27 @@ from metier.cli_runs import Json, RunArgument, find_run, run_command
 from metier.configuration import System
 from metier.terminal import shown
 from metier_infra.events import (
-    AgentAnswered,
-    AgentAsked,
     ApprovalSettled,
     ApprovalWanted,
     DecisionMade,
     Event,
-    NodeEnded,
-    NodeStarted,
     RunCancelled,
     RunFailed,
-    RunParked,
-    RunResumed,
     RunStarted,
     RunSucceeded,
+)
+from metier_infra.messages import Envelope
+from metier_infra.progress_events import (
+    AgentAnswered,
+    AgentAsked,
+    NodeEnded,
+    NodeStarted,
+    RunParked,
+    RunResumed,
     TextWritten,
     ToolAnswered,
     ToolCalled,
 )
-from metier_infra.messages import Envelope
 from metier_infra.rows import Run
 
 LONGEST = 300

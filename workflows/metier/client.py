@@ -11,17 +11,17 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from metier import compose
 from metier.configuration import Config, System, standalone
 from metier.past import past
 from metier_infra.bus import Bus, Consumption
 from metier_infra.dead_letters import Scan
-from metier_infra.errors import BuryRecord, MissingService
+from metier_infra.errors import BadSettings, BuryRecord, MissingService, TooLarge
 from metier_infra.events import (
     EVENTS_TOPIC,
     REQUESTS,
@@ -32,11 +32,12 @@ from metier_infra.events import (
     RunSucceeded,
 )
 from metier_infra.journal import Journal
-from metier_infra.messages import Delivery, Envelope, decode
+from metier_infra.messages import Delivery, Envelope, decode, encode
 from metier_infra.service import send
 from metier_infra.socket_bus import SocketBus
 from metier_infra.words import Limits, RunId, stable_id
 
+E = TypeVar("E", bound=Event)
 SOURCE = "/metier/cli"
 Ended = RunSucceeded | RunFailed | RunCancelled
 
@@ -113,11 +114,31 @@ async def publish(
     limits: Limits | None = None,
 ) -> Envelope[RunRequested]:
     """Publish a request; the event that was sent. The same `event_id` again starts nothing."""
+    asked = request(workflow, value, event_id=event_id, limits=limits)
+    await send(bus, REQUESTS, asked)
+    return asked
+
+
+def request(
+    workflow: str, value: Mapping[str, JsonValue], *, event_id: str | None = None, limits: Limits | None = None
+) -> Envelope[RunRequested]:
+    """The event that asks for a run. Raises `BadSettings` where no workflow can be called so."""
     name = event_id or str(uuid4())
-    asked = RunRequested(workflow=workflow, input=dict(value), limits=limits)
-    request = Envelope(asked, name, SOURCE, key=name)
-    await send(bus, REQUESTS, request)
-    return request
+    try:
+        return Envelope(RunRequested(workflow=workflow, input=dict(value), limits=limits), name, SOURCE, key=name)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise BadSettings(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def readable(event: Envelope[E]) -> Envelope[E]:
+    """The same event. Raises `BadSettings` where whoever takes it could only bury it: NaN, half a character, an id with control characters."""
+    try:
+        record = encode(REQUESTS, event)
+        decode(Delivery(record.topic, 0, 0, record.key, record.value, record.headers))
+    except (BuryRecord, TooLarge, UnicodeEncodeError) as error:
+        raise BadSettings(f"nobody could read this request: {error}") from error
+    return event
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from metier_agents.safety import Bundle
     from metier_agents.spec import AgentSpec
     from metier_infra.blobs import Blobs
-    from metier_infra.kafka_topics import TopicChange
+    from metier_infra.kafka_topics import Drift, Topic
     from metier_workflows.schedules import Schedule
     from metier_workflows.tenants import Tenants
 
@@ -170,6 +170,8 @@ def cards(config: Config, specs: Mapping[str, AgentSpec], bundles: Mapping[str, 
             ),
             priced=not without_price(spec, known),
             stamp=stamp(spec, bundles.get(name)),
+            reasoning=spec.reasoning.kind,
+            retrieval=spec.retrieval.strategy if spec.retrieval else "",
         )
         for name, spec in specs.items()
     }
@@ -245,13 +247,26 @@ def open_buckets(config: Config) -> Buckets:
     return RedisBuckets(config.lane.redis_url.get_secret_value(), namespace=config.lane.lane_namespace)
 
 
-def topics(config: Config) -> list[TopicChange]:
-    """Create the declared topics, with one for each agent; what was done."""
-    from metier_infra.kafka_topics import Topic, apply
+def topics(config: Config) -> list[Drift]:
+    """Make the broker's topics what is declared, with one for each agent; what was done, and what is left to do."""
+    from metier_infra import kafka_topics
+
+    return kafka_topics.apply(config.kafka, _declared_topics(config))
+
+
+def topic_drift(config: Config) -> list[Drift]:
+    """Where the broker's topics are not what is declared; changes nothing."""
+    from metier_infra import kafka_topics
+
+    return kafka_topics.check(config.kafka, _declared_topics(config))
+
+
+def _declared_topics(config: Config) -> list[Topic]:
+    from metier_infra.kafka_topics import Topic
 
     declared = yaml.safe_load((resources.files("metier_infra") / "topics.yaml").read_text())["topics"]
     names = [tasks_topic(name) for name in sorted(agent_specs(config))]
-    wanted = [
+    return [
         Topic(
             name,
             entry["partitions"] or config.kafka.partitions,
@@ -262,4 +277,3 @@ def topics(config: Config) -> list[TopicChange]:
         for entry in declared
         for name in (names if "{agent}" in entry["name"] else [entry["name"]])
     ]
-    return apply(config.kafka, wanted)

@@ -12,7 +12,6 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 from pydantic import SecretStr
@@ -31,11 +30,7 @@ from metier_infra.settings import (
     refuse_unknown,
 )
 
-if TYPE_CHECKING:
-    pass
-
 LOCAL_ENV = Path(".metier/env")
-
 """What `make up` writes: where its services are. Read when the environment does not say."""
 
 

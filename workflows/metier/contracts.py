@@ -16,7 +16,8 @@ import yaml
 from pydantic import JsonValue
 from pydantic.json_schema import models_json_schema
 
-from metier_infra.events import EVENTS, EVENTS_TOPIC, OUTCOMES, REQUESTS, RUNS, TASKS, Event
+from metier_infra.event_types import EVENTS
+from metier_infra.events import EVENTS_TOPIC, OUTCOMES, REQUESTS, RUNS, TASKS, Event
 from metier_infra.messages import DATAREF, DATASIZE
 from metier_infra.settings import KafkaSettings
 

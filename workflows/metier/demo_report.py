@@ -13,8 +13,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from metier.examples.specialists import comparable
-from metier.trace import Rows, TraceNode, render, tree
+from metier.trace import Rows, tree
+from metier.trace_tree import TraceNode, render
 from metier_agents.recordings import RecordedQuery
+from metier_infra.words import Decision
 from metier_tools.tool import ToolResult
 
 CATEGORIES = ("math_word", "math_competition", "code_reasoning")
@@ -209,7 +211,7 @@ def document(
         "elapsed_s": round(elapsed_s, 3),
         "agents": dict(models),
         "scores": [{**vars(one), "by_category": dict(one.by_category)} for one in scores(cases)],
-        "decisions": _counted(decision.model_dump(mode="json") for case in cases for decision in case.rows.decisions),
+        "decisions": _counted(_without_seed(one) for case in cases for one in case.rows.decisions),
         "tool_calls": [
             {"agent": agent, "status": status, "count": n} for (agent, status), n in sorted(found.calls.items())
         ],
@@ -221,6 +223,11 @@ def document(
         "runs": [_run(case) for case in cases],
         "trace": node.model_dump(mode="json") if node else None,
     }
+
+
+def _without_seed(decision: Decision) -> dict[str, Any]:
+    """The decision, without what no two of them share."""
+    return decision.model_dump(mode="json", exclude={"seed"})
 
 
 def _counted(decisions: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

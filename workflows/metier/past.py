@@ -27,9 +27,9 @@ async def past(journal: Journal, run: Run) -> list[Envelope[Event]]:
     """All that is known to have happened to a run, in the order of time."""
     run_id = RunId(run.run_id)
     found = [*_of_run(run)]
-    for decision_id, decision, at in await journal.decisions.kept(run_id):
-        told = DecisionMade(run_id=run_id, decision=decision)
-        found.append(_at(Envelope(told, decision_id, SOURCE, run_id), at))
+    for kept in await journal.decisions.kept(run_id):
+        told = DecisionMade(run_id=run_id, decision=kept.decision)
+        found.append(_at(Envelope(told, kept.decision_id, SOURCE, run_id), kept.at))
     for call in await journal.calls.of_run(run_id):
         found += _of_call(call)
     for row in await journal.tools.of_run(run_id):

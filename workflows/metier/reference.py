@@ -7,23 +7,20 @@ pages. Each page is a pure function of the modules that it describes; nothing of
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import typer
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from typer.core import TyperGroup, TyperOption
 
-from metier.cli import app
+from metier.reference_cli import cli_page
 from metier.reference_safety import safety_page
 from metier.reference_tables import default_of, described, table, type_name, with_bounds
 from metier.reference_tools import tool_page
 from metier_agents import spec
-from metier_infra import errors, events, messages, metrics, service, settings, telemetry, words
+from metier_infra import errors, event_types, messages, metrics, service, settings, telemetry, words
 
 MADE = "<!-- Made by `python -m metier.reference docs/reference`; change the code, not this page. -->\n\n"
 WORDS = (
@@ -152,7 +149,7 @@ def events_page() -> str:
     """Topics, event types, and what travels in them."""
     parts = ["# Events and topics\n", _EVENTS_HEAD, "## Topics\n", _topics()]
     parts += [_CONTEXT, "## Event types\n"]
-    for kind in events.EVENTS.values():
+    for kind in event_types.EVENTS.values():
         parts += [f"### `{kind.TYPE}`\n", f"On `{kind.TOPIC}`. {described(kind)}\n", _fields(kind)]
     parts.append("## Values inside\n")
     for word in WORDS:
@@ -237,58 +234,6 @@ _ERRORS_HEAD = """The branch says what happens next; the code stands in failure 
 `AskOperator` prints its sentence and ends with exit code 2; with any other it ends with exit code 1. One code is not of this tree:
 `agent_broken`, when an agent's own code raised something unforeseen.
 """
-
-
-def cli_page() -> str:
-    """Every command."""
-    parts = ["# Commands\n", "`metier COMMAND --help` says the same on a terminal.\n"]
-    for path, command in commands():
-        words = [_word(one) for one in command.params]
-        parts += [f"## `{' '.join((path, *words)).rstrip()}`\n", (command.help or "").strip() + "\n"]
-        rows = [(f"`{_name(one)}`", _about(one)) for one in command.params]
-        parts += [table(("argument or option", "meaning"), rows)] if rows else []
-        parts += [f"{_example(command.epilog)}\n"] if command.epilog else []
-    return "\n".join(parts)
-
-
-def commands() -> list[tuple[str, Any]]:
-    """Every command that does something, with its full name."""
-    root: Any = typer.main.get_command(app)
-    return list(_leaves("metier", root))
-
-
-def _leaves(path: str, command: Any) -> Iterable[tuple[str, Any]]:
-    if not isinstance(command, TyperGroup):
-        yield path, command
-        return
-    if command.invoke_without_command:
-        yield path, command
-    for name, child in command.commands.items():
-        yield from _leaves(f"{path} {name}", child)
-
-
-def _word(parameter: Any) -> str:
-    if isinstance(parameter, TyperOption):
-        return ""
-    name = str(parameter.metavar or parameter.name).upper()
-    return f"{name}…" if parameter.nargs == -1 else name
-
-
-def _name(parameter: Any) -> str:
-    if not isinstance(parameter, TyperOption):
-        return _word(parameter)
-    value = "" if parameter.is_flag else f" {parameter.metavar or str(parameter.name).removesuffix('_s').upper()}"
-    return f"{', '.join(parameter.opts)}{value}"
-
-
-def _about(parameter: Any) -> str:
-    default = parameter.default
-    shown = not (default is None or isinstance(default, bool) or callable(default))
-    return f"{parameter.help or ''}{f' Default: {default}.' if shown else ''}"
-
-
-def _example(epilog: str) -> str:
-    return f"Example: `{epilog.removeprefix('Example: ')}`"
 
 
 def agent_page() -> str:

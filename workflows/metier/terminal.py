@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,8 @@ from types import FrameType
 from typing import IO
 
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
+from rich.text import Text
 
 from metier_infra.errors import BadSettings
 
@@ -29,6 +32,16 @@ def shown(text: str) -> str:
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape", "backslashreplace").decode() for one in text
     )
+
+
+def shown_json(data: object) -> Text:
+    """JSON that a terminal only shows: what is not printable in its strings is escaped, as JSON escapes it."""
+    lines = json.dumps(data, indent=2, ensure_ascii=False).split("\n")
+    return JSONHighlighter()("\n".join(line if line.isprintable() else _escaped(line) for line in lines))
+
+
+def _escaped(line: str) -> str:
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
 
 
 def on_terminal(stream: IO[str] | None) -> bool:

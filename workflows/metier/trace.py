@@ -1,4 +1,4 @@
-"""One run as a tree: event, workflow, decision, call, agent, model turn, tool call, container, answer, event.
+"""One run as a tree: event, workflow, decision, call, agent, model turn, tool call, container, answer, event, and what came of it.
 
 Built from the journal alone, so `metier trace` and `metier demo` need no tracing backend. `tree` is pure; `gather` reads.
 """
@@ -7,68 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from rich.text import Text
-from rich.tree import Tree
-
+from metier.trace_decisions import decided, said
+from metier.trace_tree import TraceNode, short, since_ms
 from metier_agents.turns import Assessed, Compared, ModelTurn, Realised, ToolTurn, Usage, load
 from metier_infra.journal import Journal
+from metier_infra.outcomes import Outcome
 from metier_infra.rows import Approval, Call, Run, Step, ToolCallRow, Wait
 from metier_infra.segments import Segment
 from metier_infra.telemetry import trace_id
-from metier_infra.words import CallId, Decision, RunId, Word, stable_id
+from metier_infra.words import CallId, Decision, RunId, stable_id
 from metier_tools.tool import ToolResult
 from metier_workflows.progress import node_of
-
-Kind = Literal[
-    "event",
-    "workflow",
-    "segment",
-    "decision",
-    "call",
-    "wait",
-    "run",
-    "agent",
-    "model",
-    "weighing",
-    "approval",
-    "tool",
-    "container",
-    "answer",
-]
-_STYLE: Mapping[Kind, str] = {
-    "event": "magenta",
-    "workflow": "bold",
-    "segment": "magenta",
-    "wait": "magenta",
-    "run": "bold",
-    "decision": "yellow",
-    "call": "dim",
-    "agent": "bold cyan",
-    "model": "cyan",
-    "weighing": "yellow",
-    "approval": "bold magenta",
-    "tool": "green",
-    "container": "blue",
-    "answer": "bold green",
-}
-
-
-class TraceNode(Word):
-    """One thing that happened. `at_ms` counts from the acceptance of the request; `ms` is how long it took; None: not recorded.
-
-    `tokens` are those that models read and wrote in it.
-    """
-
-    kind: Kind
-    name: str
-    at_ms: float | None = None
-    ms: float | None = None
-    cost_usd: float | None = None
-    tokens: int | None = None
-    note: str = ""
-    children: tuple[TraceNode, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +34,7 @@ class Rows:
     segments: Sequence[Segment] = ()
     waits: Sequence[Wait] = ()
     children: Sequence[Run] = ()
+    outcomes: Sequence[Outcome] = ()
 
 
 async def gather(journal: Journal, run: Run) -> Rows:
@@ -102,6 +53,7 @@ async def gather(journal: Journal, run: Run) -> Rows:
         await journal.segments.of_run(run_id),
         await journal.waits.of_run(run_id),
         await journal.runs.children(run_id),
+        await journal.outcomes.listed(run_id),
     )
 
 
@@ -116,7 +68,7 @@ def tree(rows: Rows) -> TraceNode:
     end = TraceNode(
         kind="event",
         name=f"run.{run.status}" if run.ended else run.status,
-        at_ms=_since(zero, run.finished_at),
+        at_ms=since_ms(zero, run.finished_at),
         cost_usd=run.cost_usd if run.ended else None,
         tokens=run.tokens if run.ended else None,
         note=_why(run),
@@ -124,12 +76,12 @@ def tree(rows: Rows) -> TraceNode:
     workflow = TraceNode(
         kind="workflow",
         name=run.workflow,
-        at_ms=_since(zero, run.started_at),
-        ms=_since(run.started_at, run.finished_at),
+        at_ms=since_ms(zero, run.started_at),
+        ms=since_ms(run.started_at, run.finished_at),
         note=f"version {run.version}, segment {run.epoch}" if run.version else "",
         children=(
             *_segments(rows),
-            *(_decision(decision) for decision in rows.decisions),
+            *(decided(decision) for decision in rows.decisions),
             *sorted(asked, key=lambda node: node.at_ms or 0.0),
         ),
     )
@@ -137,9 +89,9 @@ def tree(rows: Rows) -> TraceNode:
         kind="event",
         name="run.requested",
         at_ms=0.0,
-        ms=_since(zero, run.finished_at),
+        ms=since_ms(zero, run.finished_at),
         note=f"run {run.run_id}, {_traces(rows)}{_kin(run)}",
-        children=(workflow, end),
+        children=(workflow, end, *(said(zero, one) for one in reversed(rows.outcomes))),
     )
 
 
@@ -169,9 +121,9 @@ def _segments(rows: Rows) -> list[TraceNode]:
         if one.began_at is not None:
             woken = f"woken by {(one.woken_by or '').removeprefix('io.metier.')}"
             fresh = f"; a new trace, {trace_id(one.traceparent)}" if one.traceparent else ""
-            nodes.append(TraceNode(kind="segment", name=name, at_ms=_since(zero, one.began_at), note=woken + fresh))
+            nodes.append(TraceNode(kind="segment", name=name, at_ms=since_ms(zero, one.began_at), note=woken + fresh))
         if one.parked_at is not None:
-            nodes.append(TraceNode(kind="segment", name=f"{name} parked", at_ms=_since(zero, one.parked_at)))
+            nodes.append(TraceNode(kind="segment", name=f"{name} parked", at_ms=since_ms(zero, one.parked_at)))
     return nodes
 
 
@@ -180,8 +132,8 @@ def _wait(zero: float, wait: Wait) -> TraceNode:
     return TraceNode(
         kind="wait",
         name=f"signal {wait.name}" if wait.name is not None else "time",
-        at_ms=_since(zero, wait.asked_at),
-        ms=_since(wait.asked_at, wait.ended_at),
+        at_ms=since_ms(zero, wait.asked_at),
+        ms=since_ms(wait.asked_at, wait.ended_at),
         note=came if wait.name is not None or not wait.ended_at else "over",
     )
 
@@ -191,24 +143,11 @@ def _sub_run(zero: float, child: Run) -> TraceNode:
     return TraceNode(
         kind="run",
         name=child.workflow,
-        at_ms=_since(zero, child.accepted_at),
-        ms=_since(child.accepted_at, child.finished_at),
+        at_ms=since_ms(zero, child.accepted_at),
+        ms=since_ms(child.accepted_at, child.finished_at),
         cost_usd=child.cost_usd if child.ended else None,
         tokens=child.tokens if child.ended else None,
         note=f"run {child.run_id}, {child.status}{f': {why}' if (why := _why(child)) else ''}",
-    )
-
-
-def _since(begin: float | None, then: float | None) -> float | None:
-    return None if begin is None or then is None else max(0.0, (then - begin) * 1000)
-
-
-def _decision(decision: Decision) -> TraceNode:
-    scores = ", ".join(f"{candidate.agent} {candidate.score:.2f}" for candidate in decision.candidates)
-    return TraceNode(
-        kind="decision",
-        name=f"{decision.topology}: {', '.join(decision.chosen)}",
-        note=f"{decision.category}; {decision.reason}; scores: {scores}; router {decision.router}",
     )
 
 
@@ -218,16 +157,16 @@ def _call(rows: Rows, call: Call) -> TraceNode:
     inner = TraceNode(
         kind="agent",
         name=call.agent,
-        at_ms=_since(zero, call.claimed_at),
-        ms=_since(call.claimed_at, call.answered_at),
+        at_ms=since_ms(zero, call.claimed_at),
+        ms=since_ms(call.claimed_at, call.answered_at),
         note=policy + (f" attempt {call.attempt}" if call.attempt > 1 else ""),
         children=(*_turns(rows, call), *_answer(rows, call)),
     )
     return TraceNode(
         kind="call",
         name=call.agent,
-        at_ms=_since(zero, call.requested_at),
-        ms=_since(call.requested_at, call.answered_at),
+        at_ms=since_ms(zero, call.requested_at),
+        ms=since_ms(call.requested_at, call.answered_at),
         cost_usd=call.cost_usd if call.answered_at else None,
         tokens=call.tokens if call.answered_at else None,
         note=f"call {call.call_id[:12]}{f' by {node}' if (node := node_of(call)) else ''}{_allowed(call)}",
@@ -251,13 +190,13 @@ def _allowed(call: Call) -> str:
 
 
 def _answer(rows: Rows, call: Call) -> list[TraceNode]:
-    at = _since(rows.run.accepted_at, call.answered_at)
+    at = since_ms(rows.run.accepted_at, call.answered_at)
     if call.failure:
         return [TraceNode(kind="answer", name="failed", at_ms=at, note=f"{call.failure.code}: {call.failure.message}")]
     if call.answer is None:
         return []
     sure = "" if call.answer.confidence is None else f"confidence {call.answer.confidence:.2f}"
-    return [TraceNode(kind="answer", name=_short(call.answer.text), at_ms=at, note=sure)]
+    return [TraceNode(kind="answer", name=short(call.answer.text), at_ms=at, note=sure)]
 
 
 def _turns(rows: Rows, call: Call) -> list[TraceNode]:
@@ -302,8 +241,8 @@ def _model(zero: float, turn: ModelTurn) -> TraceNode:
     return TraceNode(
         kind="model",
         name=turn.model,
-        at_ms=_since(zero, turn.started_at),
-        ms=_since(turn.started_at, turn.ended_at),
+        at_ms=since_ms(zero, turn.started_at),
+        ms=since_ms(turn.started_at, turn.ended_at),
         cost_usd=turn.cost_usd,
         tokens=turn.usage.input_tokens + turn.usage.output_tokens if turn.usage else None,
         note="; ".join(note for note in notes if note),
@@ -320,8 +259,8 @@ def _tool(zero: float, turn: ToolTurn, row: ToolCallRow | None) -> TraceNode:
     return TraceNode(
         kind="tool",
         name=turn.tool,
-        at_ms=_since(zero, row.requested_at) if row else None,
-        ms=_since(row.requested_at, row.finished_at) if row else None,
+        at_ms=since_ms(zero, row.requested_at) if row else None,
+        ms=since_ms(row.requested_at, row.finished_at) if row else None,
         note=turn.result.status,
         children=(_container(turn.result),) if turn.result.container else (),
     )
@@ -344,15 +283,15 @@ def _approval(zero: float, one: Approval) -> TraceNode:
     return TraceNode(
         kind="approval",
         name=one.tool,
-        at_ms=_since(zero, one.wanted_at),
-        ms=_since(one.wanted_at, one.decided_at),
-        note=_short("; ".join(note for note in notes if note), 200),
+        at_ms=since_ms(zero, one.wanted_at),
+        ms=since_ms(one.wanted_at, one.decided_at),
+        note=short("; ".join(note for note in notes if note), 200),
     )
 
 
 def _container(result: ToolResult) -> TraceNode:
     start = f"booted in {result.boot_ms:.0f} ms" if result.cold else "warm"
-    said = _short(result.stdout or result.stderr)
+    said = short(result.stdout or result.stderr)
     code = f", exit {result.exit_code}" if result.exit_code is not None else ""
     return TraceNode(
         kind="container",
@@ -360,29 +299,3 @@ def _container(result: ToolResult) -> TraceNode:
         ms=result.wall_ms,
         note=f"{start}, waited {result.wait_ms:.1f} ms{code}, wrote {said!r}",
     )
-
-
-def _short(text: str, limit: int = 60) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def render(node: TraceNode, into: Tree | None = None) -> Tree:
-    """The tree for a terminal."""
-    line = Text()
-    line.append(f"{node.kind} ", style="dim")
-    line.append(node.name, style=_STYLE[node.kind])
-    if node.ms is not None:
-        line.append(f"  {node.ms:.1f} ms", style="bold" if node.kind in {"workflow", "container"} else "")
-    if node.cost_usd is not None:
-        line.append(f"  ${node.cost_usd:.6f}", style="yellow")
-    if node.tokens:
-        line.append(f"  {node.tokens} tokens", style="yellow")
-    if node.at_ms is not None:
-        line.append(f"  @{node.at_ms:.0f}", style="dim")
-    if node.note:
-        line.append(f"  {node.note}", style="dim")
-    branch = Tree(line) if into is None else into.add(line)
-    for child in node.children:
-        render(child, branch)
-    return branch

@@ -74,18 +74,28 @@ def fewer(decision: Decision, cards: Mapping[str, AgentCard], balances: Sequence
     """The decision with as many of its chosen agents, the first ones, as accounts that ask for `fewer` can pay for; one at the least."""
     asking = [one for one in balances if one.account.limits.at_limit == "fewer"]
     takes = [cards[name].takes if name in cards else Allowance() for name in decision.chosen]
-    paid = max(1, min((_paid(takes, one) for one in asking), default=len(takes)))
+    return paid_for(decision, max(1, min((_paid(takes, one) for one in asking), default=len(takes))))
+
+
+def paid_for(decision: Decision, paid: int) -> Decision:
+    """The decision with its first agents, so many as limits pay for."""
     if paid >= len(decision.chosen):
         return decision
-    chosen = decision.chosen[:paid]
-    dropped = set(decision.chosen[paid:])
-    told = f"{decision.reason}; limits pay for {paid} of {len(decision.chosen)}"
-    candidates = tuple(
-        one.model_copy(update={"propensity": 0.0}) if one.agent in dropped else one for one in decision.candidates
-    )
-    topology = "specialist" if paid == 1 else decision.topology
+    told = f"limits pay for {paid} of {len(decision.chosen)}"
+    return cut(decision, paid, told).model_copy(update={"paid": paid})
+
+
+def cut(decision: Decision, left: int, why: str) -> Decision:
+    """The decision with so many of its chosen agents, the first ones, and why. The chances with which each is chosen first stay as they are."""
+    if left >= len(decision.chosen):
+        return decision
     return decision.model_copy(
-        update={"chosen": chosen, "topology": topology, "reason": told, "candidates": candidates}
+        update={
+            "chosen": decision.chosen[:left],
+            "weights": decision.weights[:left],
+            "topology": "specialist" if left == 1 else decision.topology,
+            "reason": f"{decision.reason}; {why}",
+        }
     )
 
 

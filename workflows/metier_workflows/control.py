@@ -16,6 +16,7 @@ from metier_infra.messages import Delivery, Envelope
 from metier_infra.redrive import taken_over
 from metier_infra.rows import Run
 from metier_infra.words import RunId, stable_id
+from metier_workflows import outcomes
 from metier_workflows.accepting import Accepting
 
 log = structlog.get_logger()
@@ -41,10 +42,12 @@ class Control:
         log.info("run given up", action="end", run_id=run.run_id)
 
     async def on_retry(self, envelope: Envelope[RetryRequested], delivery: Delivery) -> None:
-        """Ask for the same once more, of the newest version. Raises `UnknownRun` or `RunNotEnded`, and as `Accepting.take`."""
+        """Ask for the same once more, of the newest version; that is a weak label for what a run that succeeded had answered. Raises `UnknownRun` or `RunNotEnded`, and as `Accepting.take`."""
         del delivery
         origin = await self._ended(envelope.data.run_id)
         await self._accepting.take(_again(origin, envelope, version=None))
+        if origin.status == "succeeded":
+            await self._journal.outcomes.record(outcomes.of_retry(origin.run_id, envelope))
 
     async def on_redrive(self, envelope: Envelope[RedriveRequested], delivery: Delivery) -> None:
         """Go on where a run failed or was cancelled, in its own version. Raises `UnknownRun`, `RunNotEnded` or `RunEnded`, and as `Accepting.take`."""

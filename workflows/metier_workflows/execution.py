@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from langchain_core.runnables import RunnableConfig
+from pydantic_core import from_json
 
 from metier_infra import metrics, telemetry
 from metier_infra.bus import Bus
@@ -73,6 +74,7 @@ class Execution:
 
         Raises `NoTurn` where `at_most` runs of its tenant are under way: nothing was done.
         """
+        run: Run | None = None
         try:
             run = await self._lease(run_id, at_most)
             if run is None:
@@ -88,14 +90,15 @@ class Execution:
             raise
         except RetryLater as error:
             log.warning("run let go", action="release", run_id=run_id, reason=error.code, error=str(error))
-            await self._release(run_id)
+            await self._give_back(run)
         except Exception:
             log.exception("run let go after a defect of Métier", action="release", run_id=run_id)
-            await self._release(run_id)
+            await self._give_back(run)
 
-    async def _release(self, run_id: RunId) -> None:
+    async def _give_back(self, run: Run | None) -> None:
         with suppress(RetryLater):  # the keeper gives back what is held and not here
-            await self._journal.runs.release(self._instance, run_id)
+            if run is not None:
+                await self._journal.runs.give_back(run.run_id, run.epoch)
 
     async def _lease(self, run_id: RunId, at_most: int | None) -> Run | None:
         if at_most is None:
@@ -137,6 +140,7 @@ class Execution:
             await self._park(run, parked.waits_for)
             return
         finished = await self._journal.runs.finish(run.run_id, run.epoch, result=result, failure=failure)
+        desk.ended = True
         failpoint("run.finished")
         span.set({telemetry.RUN_STATE: finished.status, telemetry.COST_USD: finished.cost_usd})
         if failure:
@@ -170,7 +174,7 @@ class Execution:
             raise
         except Exception as error:
             log.exception("the workflow's graph raised", action="fail", run_id=run.run_id, workflow=run.workflow)
-            broken = WorkflowBroken(f"the graph of {run.workflow!r} raised {type(error).__name__}: {error}")
+            broken = WorkflowBroken(f"the graph of {run.workflow!r} raised {type(error).__name__}: {_said(error)}")
             return None, Failure(code=broken.code, message=str(broken))
 
     async def _graph(self, run: Run, workflow: Workflow, value: dict[str, object], desk: RunDesk) -> dict[str, object]:
@@ -197,7 +201,7 @@ class Execution:
         if await self._journal.runs.park(run.run_id, run.epoch, waits_for):
             log.info("run parked", action="wait", run_id=run.run_id, waits=len(waits_for))
             return
-        await self._journal.runs.release(self._instance, run.run_id)
+        await self._journal.runs.give_back(run.run_id, run.epoch)
         await self._wake(run)
 
     async def announce(self, run: Run, desk: RunDesk | None = None) -> None:
@@ -247,14 +251,25 @@ def _partial(workflow: str, desk: RunDesk) -> dict[str, object] | None:
         return None
 
 
+def _said(error: Exception) -> str:
+    """What an author's exception says of itself; it may break even at that."""
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"it cannot say what is wrong: {type(broken).__name__}"
+
+
 def _plain(workflow: str, result: dict[str, object]) -> dict[str, object]:
-    """A run's result, as JSON can carry it. Raises `WorkflowBroken`."""
+    """A run's result, as JSON can carry it and whoever gets it can read it. Raises `WorkflowBroken`."""
     if "__interrupt__" in result:
         raise WorkflowBroken(f"the graph of {workflow!r} stopped at an interrupt, which nothing here can resume")
     try:
-        size = len(json.dumps(result, allow_nan=False))
-    except (TypeError, ValueError) as error:
+        told = json.dumps(result, allow_nan=False)
+        from_json(told, allow_inf_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise WorkflowBroken(f"the graph of {workflow!r} gave a result that is not JSON: {error}") from error
-    if size > LARGEST:
-        raise WorkflowBroken(f"the graph of {workflow!r} gave a result of {size} bytes; an event carries {LARGEST}")
+    if len(told) > LARGEST:
+        raise WorkflowBroken(
+            f"the graph of {workflow!r} gave a result of {len(told)} bytes; an event carries {LARGEST}"
+        )
     return result

@@ -159,13 +159,16 @@ class Holdings:
         """Keep the leases of the runs that are here; give back those of runs that are not, whatever lost them."""
         self.look()
         await self._journal.runs.renew(self._instance)
-        for run_id in await self._journal.runs.held_by(self._instance):
+        for run_id, epoch in (await self._journal.runs.held_by(self._instance)).items():
             if run_id not in self._held:
-                await self._journal.runs.release(self._instance, run_id)
+                await self._journal.runs.give_back(run_id, epoch)
 
     def moved(self, partitions: Collection[int]) -> None:
-        """Another replica owns these partitions now: let their runs go, so that it can take them at their last checkpoint."""
-        lost = [held for held in self._held.values() if held.partition in partitions]
+        """Another replica owns these partitions now: let their runs go, so that it can take them at their last checkpoint.
+
+        A run that has ended stays until that is told: another's word of its end could overtake what is on its way from here.
+        """
+        lost = [held for held in self._held.values() if held.partition in partitions and not held.desk.ended]
         if not lost or self._draining:
             return
         log.info("partitions moved", action="rebalance", partitions=sorted(partitions), runs=len(lost))
@@ -184,7 +187,8 @@ class Holdings:
         if held:
             await asyncio.wait([one.task for one in held])
         for one in held:
-            await self._journal.runs.release(self._instance, one.desk.run_id)
+            if one.desk.epoch is not None:
+                await self._journal.runs.give_back(one.desk.run_id, one.desk.epoch)
 
     async def drain(self, limit_s: float) -> None:
         """Take no more runs; give those that are here `limit_s` seconds to end, then let them go."""

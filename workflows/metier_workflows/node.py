@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from metier_infra.errors import CallFailed, DeadlineMissed, WorkflowBroken
 from metier_infra.retry import Backoff
-from metier_infra.words import AgentCard, Answer, Decision, Limits, Task
+from metier_infra.words import AgentCard, Answer, Decision, Limits, Task, Wanted
 
 DEFAULT_TIMEOUT_S = 300.0
 
@@ -62,11 +62,39 @@ class Place:
     attempt: int
 
 
+@dataclass(frozen=True)
+class Cap:
+    """What several calls of a run may take together, in USD; `name` is that of the account, the same after a crash."""
+
+    name: str
+    usd: float
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A decision that is kept, and its id."""
+
+    decision_id: str
+    decision: Decision
+
+
+class NotNeeded:
+    """Goes with the cancel of a task that waits in `Desk.ask`: the call is given up for good, and not only the wait for it."""
+
+
 class Desk(Protocol):
     """The run's side of a node: it sends calls out and brings answers back."""
 
-    async def ask(self, place: Place, agent: str, task: Task, timeout_s: float) -> Answer:
-        """The agent's committed answer. Raises `CallFailed` or `DeadlineMissed`."""
+    @property
+    def tenant(self) -> str:
+        """Whose run it is."""
+        ...
+
+    async def ask(self, place: Place, agent: str, task: Task, timeout_s: float, within: Cap | None = None) -> Answer:
+        """The agent's committed answer. Raises `CallFailed` or `DeadlineMissed`, and `LimitReached` where a limit or the cap leaves nothing.
+
+        Cancelled with `NotNeeded`, it gives the call up, and raises `CallFailed`, now and whenever the node runs again; unless the answer was there before.
+        """
         ...
 
     async def sleep(self, place: Place, *, after_s: float | None = None, until: float | None = None) -> None:
@@ -87,6 +115,14 @@ class Desk(Protocol):
         """Keep a decision with the run, and publish it; the one that is kept, which is the first."""
         ...
 
+    async def choose(self, place: Place, wanted: Wanted) -> Chosen:
+        """Decide whom to ask, keep that with the run, and publish it; the decision that is kept, which is the first."""
+        ...
+
+    async def voted(self, chosen: Chosen, votes: Mapping[str, float]) -> None:
+        """Keep how members of a panel or cascade stand to its answer, as a weak label of each: 1 behind it, 0 in dissent."""
+        ...
+
     def cards(self) -> Mapping[str, AgentCard]:
         """The agents that may be asked."""
         ...
@@ -105,7 +141,8 @@ def at(desk: Desk) -> Generator[None]:
         _desk.reset(token)
 
 
-def _here() -> tuple[Desk, Place]:
+def here() -> tuple[Desk, Place]:
+    """The desk of the run in whose node this is called, and the place there. Raises `WorkflowBroken` outside of one."""
     desk = _desk.get(None)
     info = get_runtime().execution_info if desk else None
     if desk is None or info is None:
@@ -143,7 +180,7 @@ class Agent:
             CallFailed: the agent ended the call with a failure.
             DeadlineMissed: no answer in time.
         """
-        desk, place = _here()
+        desk, place = here()
         task = Task(text=text, category=category, context=dict(context or {}))
         failures = 0
         while True:
@@ -164,18 +201,18 @@ def agent(name: str) -> Agent:
 
 async def decide(decision: Decision) -> Decision:
     """Keep a routing choice with the run and publish it. After a crash the first choice stands: it is what is returned."""
-    desk, place = _here()
+    desk, place = here()
     return await desk.decide(place, decision)
 
 
 def agents() -> Mapping[str, AgentCard]:
     """The cards of the agents that this run may ask: model, policy and declared skills."""
-    return _here()[0].cards()
+    return here()[0].cards()
 
 
 async def sleep(seconds: float) -> None:
     """Wait, durably: when the wait ends is fixed the first time that the node comes here, and a long one holds no memory."""
-    desk, place = _here()
+    desk, place = here()
     await desk.sleep(place, after_s=_finite(seconds))
 
 
@@ -183,7 +220,7 @@ async def sleep_until(at: datetime) -> None:
     """The same, until a time. Raises `WorkflowBroken` for one without a time zone."""
     if at.tzinfo is None:
         raise WorkflowBroken("sleep_until needs a time with its time zone: datetime.now(UTC), say")
-    desk, place = _here()
+    desk, place = here()
     await desk.sleep(place, until=at.timestamp())
 
 
@@ -193,7 +230,7 @@ async def signal(name: str, *, timeout_s: float | None = None) -> JsonValue:
     Raises:
         DeadlineMissed: none came within `timeout_s` seconds.
     """
-    desk, place = _here()
+    desk, place = here()
     return await desk.signal(place, name, None if timeout_s is None else _finite(timeout_s))
 
 
@@ -207,7 +244,7 @@ async def subrun(
     Raises:
         SubRunFailed: it failed, or somebody gave it up; `reason` says why.
     """
-    desk, place = _here()
+    desk, place = here()
     return await desk.subrun(place, workflow, input or {}, limits)
 
 

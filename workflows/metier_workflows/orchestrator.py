@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from metier_infra import metrics, telemetry
 from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import FailRun, RetryLater
 from metier_infra.events import (
+    OUTCOMES,
     REQUESTS,
     RUNS,
     ApprovalDecided,
@@ -25,8 +26,10 @@ from metier_infra.events import (
     CallParked,
     CancelRequested,
     Event,
+    OutcomeReported,
     RedriveRequested,
     RetryRequested,
+    RouterMoveRequested,
     RunAccepted,
     RunRequested,
     Signalled,
@@ -40,9 +43,14 @@ from metier_infra.words import AgentCard, RunId
 from metier_workflows import measuring
 from metier_workflows.accepting import Accepting
 from metier_workflows.approving import Approving
+from metier_workflows.choosing.router import Routers
 from metier_workflows.control import Control
+from metier_workflows.deciding import Deciding
+from metier_workflows.drifting import Drifting
 from metier_workflows.execution import Execution
 from metier_workflows.holdings import Holdings
+from metier_workflows.outcomes import Outcomes
+from metier_workflows.promotion import Promotion
 from metier_workflows.rejecting import rejecting
 from metier_workflows.run_desk import RunDesk
 from metier_workflows.schedules import Keeper, Schedule
@@ -78,6 +86,7 @@ class Orchestrator:
         level: how much is told of a run while it is under way.
         trace_window_s: how long after its beginning a trace takes new segments of its run; seconds.
         park_after_s: a run that did nothing but wait for so long leaves memory; seconds.
+        routers: the versions that decide whom to ask; None: those that were promoted.
     """
 
     def __init__(
@@ -96,6 +105,7 @@ class Orchestrator:
         level: Level = "all",
         trace_window_s: float = WINDOW_S,
         park_after_s: float = PARK_AFTER_S,
+        routers: Routers | None = None,
     ) -> None:
         self._bus = bus
         self._journal = journal
@@ -104,6 +114,10 @@ class Orchestrator:
         self._drain_s = drain_s
         self._level: Level = level
         self._park_after_s = park_after_s
+        self._promotion = Promotion(bus, journal)
+        self._drifting = Drifting(journal)
+        self._deciding = Deciding(routers or self._promotion)
+        self._outcomes = Outcomes(journal)
         self._accepting = Accepting(bus, journal, tenants)
         self._approving = Approving(bus, journal)
         self._schedules = Keeper(journal, self._accepting, schedules)
@@ -124,17 +138,18 @@ class Orchestrator:
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
         """Serve until `stop`; then end or let go of every run, so that another replica can take it at once."""
         await self._journal.runs.release(self._instance)
+        await self._promotion.refresh()
         last = asyncio.Event()
         requests = Consumption([REQUESTS], "metier.orchestrator.requests", ready=ready.one)
+        outcomes = Consumption([OUTCOMES], "metier.orchestrator.outcomes")
         runs = Consumption(
             [RUNS], "metier.orchestrator.runs", ready=ready.one, revoked=lambda _, lost: self._holdings.moved(lost)
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(serve(self._bus, requests, self._request_handlers(), stop))
+            group.create_task(serve(self._bus, outcomes, {OutcomeReported: self._outcomes.on_reported}, stop))
             group.create_task(serve(self._bus, runs, self._run_handlers(), last))
-            keepers = [
-                group.create_task(keep()) for keep in (self._renew, self._attend, self._watch, self._start_what_is_due)
-            ]
+            keepers = [group.create_task(keep()) for keep in self._keepers()]
             await stop.wait()
             ready.gone()
             await self._holdings.drain(self._drain_s)
@@ -153,6 +168,7 @@ class Orchestrator:
         return {
             RunRequested: self._accepting.on_request,
             ApprovalDecided: self._approving.on_decided,
+            RouterMoveRequested: self._promotion.on_move,
             **{kind: rejecting(handle, self._bus) for kind, handle in asked.items()},
         }
 
@@ -191,14 +207,22 @@ class Orchestrator:
         self, run_id: RunId, envelope: Envelope[Any], delivery: Delivery, accepted: RunAccepted | None = None
     ) -> None:
         if run_id not in self._holdings:
-            desk = RunDesk(run_id, self._bus, self._journal, self._cards, self._level, self._park_after_s)
+            desk = self._desk(run_id)
             work = partial(self._execution.run, run_id, desk, envelope, delivery)
             self._holdings.start(desk, delivery.partition, accepted, work)
 
+    def _desk(self, run_id: RunId) -> RunDesk:
+        return RunDesk(
+            run_id, self._bus, self._journal, self._cards, self._level, self._park_after_s, deciding=self._deciding
+        )
+
     def _end(self, run_id: RunId, envelope: Envelope[Any], delivery: Delivery) -> None:
         """A run that was given up does not wait for its turn, and whatever it does here is stopped."""
-        desk = RunDesk(run_id, self._bus, self._journal, self._cards, self._level, self._park_after_s)
+        desk = self._desk(run_id)
         self._holdings.replace(desk, delivery.partition, self._execution.cancel(run_id, desk, envelope, delivery))
+
+    def _keepers(self) -> Sequence[Callable[[], Coroutine[Any, Any, None]]]:
+        return (self._renew, self._attend, self._watch, self._start_what_is_due, self._look_at_routers)
 
     async def _renew(self) -> None:
         """Keep the leases of this replica alive, whatever else has to wait."""
@@ -240,6 +264,14 @@ class Orchestrator:
             with suppress(RetryLater):
                 wait_s = await self._schedules.look()
             await asyncio.sleep(min(max(wait_s, DUE_S / 10), self._journal.lease_s / 3))
+
+    async def _look_at_routers(self) -> None:
+        """Decide with the versions that stand now, and see whether agents have changed."""
+        while True:
+            with suppress(RetryLater):
+                await self._promotion.refresh()
+                await self._drifting.look()
+            await asyncio.sleep(self._journal.lease_s / 3)
 
     async def _attend_to(self, run: Run) -> None:
         """One run must not keep the others waiting: what cannot be told now is tried at the next round."""

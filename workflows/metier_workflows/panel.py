@@ -1,12 +1,20 @@
-"""Several answers into one: pure functions. Called by workflows after a panel was asked."""
+"""Several answers into one: pure functions. Called by `choosers` for panels and cascades, and by authors who ask several agents themselves.
+
+Who says the same is one camp. A key says what is the same: `exact`, `plain`, `numeric`, any function of yours from a text to a text, or `Near`, by an embedding.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
 
 from metier_infra.words import Answer, Word
 
-Key = Callable[[str], str]
+EPSILON = 1e-9
+"""Shares of a weight are compared to within this: two of three thirds are two thirds."""
 
 
 class Synthesis(Word):
@@ -18,9 +26,96 @@ class Synthesis(Word):
     dissent: dict[str, str]
 
 
+def exact(text: str) -> str:
+    """A key of agreement: every character counts, but for white space round the text."""
+    return text.strip()
+
+
 def plain(text: str) -> str:
     """The ordinary key of agreement: white space and case do not count."""
     return " ".join(text.split()).casefold()
+
+
+def numeric(text: str) -> str:
+    """A key of agreement: numbers agree by value, to nine digits, everything else as by `plain`."""
+    with suppress(ValueError):
+        if math.isfinite(value := float(text.replace(",", ""))):
+            return format(value + 0.0, ".9g")
+    return plain(text)
+
+
+class Embed(Protocol):
+    """What gives a text its place among others: a model of yours."""
+
+    def __call__(self, text: str) -> Sequence[float]:
+        """Numbers, as many for each text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Near:
+    """A key of agreement: texts agree whose embeddings have a cosine of `threshold` or more. It is called in the orchestrator, so it has to be quick."""
+
+    embed: Embed
+    threshold: float = 0.9
+
+    def names(self, texts: Sequence[str]) -> list[str]:
+        """For each text the first one, in order of the alphabet, that it is near to: it stands for the camp."""
+        heads: dict[str, Sequence[float]] = {}
+        found: dict[str, str] = {}
+        for text in sorted(set(texts)):
+            place = self.embed(text)
+            near = [head for head, other in heads.items() if cosine(place, other) >= self.threshold]
+            found[text] = near[0] if near else text
+            if not near:
+                heads[text] = place
+        return [found[text] for text in texts]
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """How much two directions are one: 1, down to -1; 0 where one of them has none."""
+    length = math.hypot(*one) * math.hypot(*other)
+    return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0
+
+
+Key = Callable[[str], str] | Near
+
+
+@dataclass(frozen=True)
+class Camp:
+    """Who says the same: the one who counts most first, and what they weigh together."""
+
+    answers: tuple[Answer, ...]
+    weight: float
+
+    @property
+    def text(self) -> str:
+        """In the words of the one who counts most."""
+        return self.answers[0].text
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """Their names, sorted."""
+        return tuple(sorted(answer.agent for answer in self.answers))
+
+
+def camps(answers: Sequence[Answer], weights: Mapping[str, float], key: Key = plain) -> list[Camp]:
+    """The camps, the strongest first; an empty answer belongs to none. An agent that is not among `weights` weighs 1."""
+
+    def weight(answer: Answer) -> float:
+        return weights.get(answer.agent, 1.0)
+
+    spoken = sorted(
+        (one for one in answers if one.text.strip()), key=lambda one: (weight(one), one.agent), reverse=True
+    )
+    texts = [answer.text for answer in spoken]
+    names = key.names(texts) if isinstance(key, Near) else [key(text) for text in texts]
+    named: dict[str, list[Answer]] = {}
+    for name, answer in zip(names, spoken, strict=True):
+        named.setdefault(name, []).append(answer)
+    strength = {name: math.fsum(map(weight, camp)) for name, camp in named.items()}
+    ranked = sorted(named, key=lambda name: (strength[name], name), reverse=True)
+    return [Camp(tuple(named[name]), strength[name]) for name in ranked]
 
 
 def synthesise(answers: Sequence[Answer], weights: Mapping[str, float], key: Key = plain) -> Synthesis:
@@ -31,18 +126,45 @@ def synthesise(answers: Sequence[Answer], weights: Mapping[str, float], key: Key
         weights: by agent, such as its declared skill; an agent that is not named weighs 1.
         key: what makes two texts the same answer.
     """
-    camps: dict[str, list[Answer]] = {}
-    for answer in answers:
-        if answer.text.strip():
-            camps.setdefault(key(answer.text), []).append(answer)
-    if not camps:
+    return spoken_for(camps(answers, weights, key))
+
+
+def spoken_for(found: Sequence[Camp], at: int = 0) -> Synthesis:
+    """What the camp at this place says; the strongest, where nothing is said. Everybody else dissents."""
+    if not found:
         return Synthesis(text="", agreed=(), support=0.0, dissent={})
-    strength = {name: sum(weights.get(answer.agent, 1.0) for answer in camp) for name, camp in camps.items()}
-    best = max(camps, key=lambda name: (strength[name], name))
-    spoken = max(camps[best], key=lambda answer: (weights.get(answer.agent, 1.0), answer.agent))
+    winner, total = found[at], math.fsum(camp.weight for camp in found)
+    others = [camp for camp in found if camp is not winner]
     return Synthesis(
-        text=spoken.text,
-        agreed=tuple(sorted(answer.agent for answer in camps[best])),
-        support=strength[best] / (sum(strength.values()) or 1.0),
-        dissent={answer.agent: answer.text for name, camp in camps.items() if name != best for answer in camp},
+        text=winner.text,
+        agreed=winner.agents,
+        support=winner.weight / (total or 1.0),
+        dissent={answer.agent: answer.text for camp in others for answer in camp.answers},
     )
+
+
+def backing(found: Sequence[Camp], weights: Mapping[str, float], at: int = 0) -> float:
+    """The share of the weight of all who were chosen, whether they have answered or not, that stands behind a camp; 0 to 1."""
+    total = math.fsum(weights.values())
+    return found[at].weight / total if found and total else 0.0
+
+
+def agree(answers: Sequence[Answer], weights: Mapping[str, float], enough: float, key: Key = plain) -> bool:
+    """Whether so much of the weight of all who were chosen stands behind one answer that the others need not be asked."""
+    return bool(answers) and backing(camps(answers, weights, key), weights) >= enough - EPSILON
+
+
+def next_wave(
+    left: Sequence[str], answers: Sequence[Answer], weights: Mapping[str, float], enough: float, key: Key = plain
+) -> tuple[str, ...]:
+    """Of a cascade's members that were not asked yet, the first ones without whom there cannot be enough agreement; all, where there cannot be with all.
+
+    So they are asked at once and yet none in vain: one after the other, each of them would have been asked too.
+    """
+    found = camps(answers, weights, key)
+    need = enough - backing(found, weights)
+    total = math.fsum(weights.values()) or 1.0
+    for n in range(1, len(left)):
+        if math.fsum(weights[name] for name in left[:n]) / total >= need - EPSILON:
+            return tuple(left[:n])
+    return tuple(left)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metier_infra.events import AgentAnswered, AgentAsked, NodeEnded, NodeStarted, RunParked, RunResumed
 from metier_infra.messages import Envelope
+from metier_infra.progress_events import AgentAnswered, AgentAsked, NodeEnded, NodeStarted, RunParked, RunResumed
 from metier_infra.rows import Call
 from metier_infra.words import CallId, RunId
 

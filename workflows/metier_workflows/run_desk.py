@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from metier_infra import telemetry
 from metier_infra.bus import Bus
+from metier_infra.calls import NOT_NEEDED
 from metier_infra.errors import CallFailed, DeadlineMissed, LimitReached, SubRunFailed, WorkflowBroken
 from metier_infra.events import CallAnswered, DecisionMade, tasks_topic
 from metier_infra.failpoints import failpoint
@@ -34,13 +35,16 @@ from metier_infra.words import (
     RunId,
     Slot,
     Task,
+    Wanted,
     source_below,
     stable_id,
 )
-from metier_workflows import measuring, progress
+from metier_workflows import measuring, outcomes, progress
 from metier_workflows.accepting import Accepting
 from metier_workflows.approving import SOURCE, call_event
-from metier_workflows.node import Place
+from metier_workflows.deciding import Deciding
+from metier_workflows.node import Cap, Chosen, NotNeeded, Place
+from metier_workflows.routing import seed_of
 from metier_workflows.spending import Spending
 from metier_workflows.waiting import PARK_AFTER_S, Waiter, Waiting
 
@@ -52,6 +56,7 @@ class RunDesk:
     """See `metier_workflows.node.Desk`. `waiting` knows which nodes wait, and whether the run may leave memory.
 
     `progress` carries what is told of the run. `spending` keeps to the run's limits; `outputs` are the last values of the graph's outputs.
+    `ended`: the journal has the run's end.
     """
 
     def __init__(
@@ -62,16 +67,19 @@ class RunDesk:
         cards: Mapping[str, AgentCard],
         level: Level = "all",
         park_after_s: float = PARK_AFTER_S,
+        deciding: Deciding | None = None,
     ) -> None:
         self.run_id = run_id
         self.progress = Outgoing(bus, level)
         self.waiting = Waiting(park_after_s)
         self.spending = Spending(journal)
         self.outputs: dict[str, object] = {}
+        self.ended = False
         self._run: Run | None = None
         self._bus = bus
         self._journal = journal
         self._cards = cards
+        self._deciding = deciding or Deciding()
         self._asked: Counter[tuple[Place, str]] = Counter()
         self._accepting = Accepting(bus, journal)
 
@@ -86,6 +94,16 @@ class RunDesk:
         """The root of the run's trace, once it was taken up."""
         return self._run.traceparent if self._run else None
 
+    @property
+    def epoch(self) -> int | None:
+        """Of the lease under which it was taken up."""
+        return self._run.epoch if self._run else None
+
+    @property
+    def tenant(self) -> str:
+        """See `Desk.tenant`."""
+        return self._run.tenant if self._run else "default"
+
     def cards(self) -> Mapping[str, AgentCard]:
         """See `Desk.cards`."""
         return self._cards
@@ -98,14 +116,29 @@ class RunDesk:
         self._asked[place, what] += 1
         return place.task, what, self._asked[place, what]
 
-    async def ask(self, place: Place, agent: str, task: Task, timeout_s: float) -> Answer:
+    async def ask(self, place: Place, agent: str, task: Task, timeout_s: float, within: Cap | None = None) -> Answer:
         """See `Desk.ask`. The waiter stands before the call goes out, so that no answer can slip through."""
+        call = self._call(place, agent, task, timeout_s)
+        try:
+            with self.waiting.waiter(call.call_id, "call", place) as waiter:
+                stored = await self._answered(call, waiter, within)
+        except asyncio.CancelledError as gone:
+            if not any(isinstance(why, NotNeeded) for why in gone.args):
+                raise
+            stored = await self._journal.calls.withdraw(call)
+        finally:
+            self.spending.settled()
+        stored = _as_counted(stored)
+        self.progress.tell(progress.answered(stored))
+        return _answer(stored)
+
+    def _call(self, place: Place, agent: str, task: Task, timeout_s: float) -> Call:
+        """The call that is asked for here: always the same."""
         if agent not in self._cards:
             raise WorkflowBroken(f"no agent is called {agent!r}; there are: {', '.join(sorted(self._cards)) or 'none'}")
         slot = self._next(place, stable_id(agent, task.model_dump_json()))
-        call_id = CallId(stable_id("call", self.run_id, *slot))
-        call = Call(
-            call_id=call_id,
+        return Call(
+            call_id=CallId(stable_id("call", self.run_id, *slot)),
             run_id=self.run_id,
             agent=agent,
             task=task,
@@ -113,20 +146,14 @@ class RunDesk:
             slot=slot,
             stamp=self._cards[agent].stamp,
         )
-        try:
-            with self.waiting.waiter(call_id, "call", place) as waiter:
-                stored = await self._answered(call, waiter)
-        finally:
-            self.spending.settled()
-        self.progress.tell(progress.answered(stored))
-        return _answer(stored)
 
-    async def _answered(self, call: Call, waiter: Waiter) -> Call:
-        """The call with its result, recorded and sent now or before."""
-        stored = await self.spending.request(call, self._cards[call.agent], lambda: self.waiting.sharers)
+    async def _answered(self, call: Call, waiter: Waiter, within: Cap | None) -> Call:
+        """The call with its result, recorded and sent now or before; or as it was given up."""
+        card, sharers = self._cards[call.agent], lambda: self.waiting.sharers
+        stored = await self.spending.request(call, card, sharers, within)
         waiter.recorded = True
         self.progress.tell(progress.asked(stored))
-        while stored.answered_at is None and waiter.answered is None:
+        while stored.answered_at is None and waiter.answered is None and stored.cancelled != NOT_NEEDED:
             stored = await (self._parked(waiter, stored) if stored.parked_at else self._hot(waiter, stored))
         return _with(stored, waiter.answered)
 
@@ -234,13 +261,40 @@ class RunDesk:
     async def decide(self, place: Place, decision: Decision) -> Decision:
         """See `Desk.decide`. Told each time that the node runs, under one id: at least once."""
         slot = self._next(place, decision.category)
-        decision = await self.spending.affordable(decision, self._cards)
         decision_id = stable_id("decision", self.run_id, *slot)
+        decision = await self.spending.affordable(decision, self._cards)
         kept = await self._journal.decisions.record(decision_id, self.run_id, decision, slot)
+        await self._decided(decision_id, kept)
+        return kept
+
+    async def choose(self, place: Place, wanted: Wanted) -> Chosen:
+        """See `Desk.choose`. What was decided before is not decided again: the versions that stand may be others by now."""
+        slot = self._next(place, stable_id("choose", wanted.task.model_dump_json()))
+        decision_id = stable_id("decision", self.run_id, *slot)
+        kept = await self._journal.decisions.get(decision_id)
+        if kept is None:
+            seed = seed_of(self.run_id, *slot)
+            made = await self._deciding.decide(wanted, self._cards, tenant=self.tenant, seed=seed)
+            made = await self.spending.affordable(made, self._cards)
+            kept = await self._journal.decisions.record(decision_id, self.run_id, made, slot, wanted)
+        await self._decided(decision_id, kept)
+        return Chosen(decision_id, kept)
+
+    async def _decided(self, decision_id: str, kept: Decision) -> None:
         event = Envelope(DecisionMade(run_id=self.run_id, decision=kept), decision_id, SOURCE, self.run_id)
         await self.progress.told(event)
         measuring.decided(kept)
-        return kept
+
+    async def voted(self, chosen: Chosen, votes: Mapping[str, float]) -> None:
+        """See `Desk.voted`."""
+        await self._journal.outcomes.record(*outcomes.votes(self.run_id, chosen.decision_id, votes))
+
+
+def _as_counted(call: Call) -> Call:
+    """The call as its run counts it: one that was given up failed, whatever its worker makes of it."""
+    if call.cancelled != NOT_NEEDED:
+        return call
+    return call.model_copy(update={"answer": None, "failure": Failure(code="not_needed", message=NOT_NEEDED)})
 
 
 def _with(call: Call, answered: CallAnswered | None) -> Call:

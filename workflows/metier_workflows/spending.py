@@ -19,6 +19,7 @@ from metier_infra.journal import Journal
 from metier_infra.rows import Call, Run
 from metier_infra.words import AgentCard, Allowance, Decision, Limits
 from metier_workflows import budget
+from metier_workflows.node import Cap
 from metier_workflows.tenants import TenantLimits
 
 LOOK_S = 0.5
@@ -49,12 +50,15 @@ class Spending:
         """A call of the run has ended: what it did not take is free for others."""
         self._news.set()
 
-    async def request(self, call: Call, card: AgentCard, sharers: Callable[[], int]) -> Call:
+    async def request(self, call: Call, card: AgentCard, sharers: Callable[[], int], within: Cap | None = None) -> Call:
         """Record the call, unless it is recorded, with what it may take set aside; `sharers` are the calls that want a share, with this one.
+
+        What it takes counts for the cap that it is asked `within`, too.
 
         It waits while all that is left is set aside for others. Raises `LimitReached` once nothing is left.
         """
-        accounts, ends_at = await self._accounts(), _ends_at(await self._runs())
+        capped = [Account(within.name, Limits(usd=within.usd))] if within else []
+        accounts, ends_at = [*await self._accounts(), *capped], _ends_at(await self._runs())
         if not accounts and ends_at == math.inf:
             return await self._journal.calls.request(call)
         if known := await self._journal.calls.get(call.call_id):

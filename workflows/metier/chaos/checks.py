@@ -15,12 +15,26 @@ from metier.chaos.evidence import Evidence, Seen
 from metier.chaos.ledger import INPUT_TOKENS, OUTPUT_TOKENS, Bill, Effect
 from metier.chaos.workload import PARTS
 from metier.client import run_id_of
+from metier_infra.progress_events import (
+    AgentAnswered,
+    AgentAsked,
+    NodeEnded,
+    NodeStarted,
+    RunParked,
+    RunResumed,
+    ToolAnswered,
+    ToolCalled,
+)
 
 USD_PER_MILLION = 1.0
 """What the scripted model's tokens cost."""
 TURN_USD = (INPUT_TOKENS + OUTPUT_TOKENS) * USD_PER_MILLION / 1e6
 ENDS = frozenset({f"io.metier.run.{end}.v1" for end in ("succeeded", "failed", "cancelled")})
 STARTED = "io.metier.run.started.v1"
+PROGRESS = frozenset(
+    kind.TYPE
+    for kind in (AgentAnswered, AgentAsked, NodeEnded, NodeStarted, RunParked, RunResumed, ToolAnswered, ToolCalled)
+)
 
 
 class Findings:
@@ -108,11 +122,15 @@ def stuck(found: Findings) -> Iterator[str]:
     for run_id, request in found.names.items():
         row = found.rows.get(run_id)
         if row is not None and row["status"] not in {"succeeded", "failed", "cancelled"}:
-            yield f"{request.name}: {row['status']}"
+            yield f"{request.name}: {row['status']}, {_held(row)}"
     for row in found.evidence.calls:
         run = found.rows.get(str(row["run_id"]))
         if row["answered_at"] is None and run is not None and run["status"] == "succeeded":
-            yield f"{found.keys[str(row['call_id'])]}: its run ended, and nobody answered it"
+            yield f"{found.keys[str(row['call_id'])]}: its run ended, and nobody answered it (attempt {row['attempt']})"
+
+
+def _held(row: Mapping[str, Any]) -> str:
+    return f"epoch {row['epoch']}, owner {row['owner']}, its lease has {row['left_s']:.0f} s left"
 
 
 def doubled_terminal(found: Findings) -> Iterator[str]:
@@ -162,16 +180,27 @@ def _wrong(found: Findings, workflow: str, end: Seen) -> Iterator[str]:
 
 
 def order_violations(found: Findings) -> Iterator[str]:
-    """P3: something new after the end, an end before the start, one id for two events."""
+    """P3: something new after the end, an end before the start, one id for two events. See `_late`."""
     for run_id, request in found.names.items():
         told = found.told.get(run_id, ())
         kinds = [event.type for event in _firsts(told)]
         if len(kinds) != len(_different(iter(told))):
             yield f"{request.name}: one id for two events"
-        elif any(kind in ENDS for kind in kinds[:-1]):
+        elif any(kind in ENDS for kind in kinds[:-1]) and not (_taken_over(found, run_id) and _late(kinds) <= PROGRESS):
             yield f"{request.name}: {kinds}"
-        elif kinds and kinds[-1] in ENDS and STARTED not in kinds:
+        elif any(kind in ENDS for kind in kinds) and STARTED not in kinds:
             yield f"{request.name}: ended and never started"
+
+
+def _late(kinds: Sequence[str]) -> set[str]:
+    """What came after the end. Of a run that was taken over this may be progress: what its former holder had on its way."""
+    end = next((place for place, kind in enumerate(kinds) if kind in ENDS), len(kinds))
+    return set(kinds[end + 1 :])
+
+
+def _taken_over(found: Findings, run_id: str) -> bool:
+    row = found.rows.get(run_id)
+    return row is not None and row["epoch"] > 1
 
 
 def _firsts(events: Sequence[Seen]) -> Sequence[Seen]:
@@ -228,3 +257,9 @@ def executions_per_effect(evidence: Evidence) -> float:
     """How often an effect was carried out, on average: at least once."""
     keys = {effect.key for effect in evidence.effects}
     return round(len(evidence.effects) / len(keys), 4) if keys else 0.0
+
+
+def told_late(evidence: Evidence) -> int:
+    """Of how many runs progress came after the end, which may be where a run was taken over."""
+    told = Findings(evidence, "").told.values()
+    return sum(1 for events in told if _late([event.type for event in _firsts(events)]))

@@ -52,6 +52,10 @@ def command(
     for name, sentences in report.wrong.items():
         for sentence in sentences[:SHOWN]:
             _say(f"{name}: {sentence}")
+    for name, lines in report.trail.items():
+        _say(f"what was logged of {name}:")
+        for line in lines:
+            _say(f"  {line}")
     if as_json:
         typer.echo(json.dumps(report.figures))
     else:

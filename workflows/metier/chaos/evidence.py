@@ -54,7 +54,7 @@ class Evidence:
 async def rows(db: Database) -> Mapping[str, Rows]:
     """The journal, as far as the promises speak of it."""
     wanted = {
-        "runs": "SELECT run_id, event_id, status, failure, cost_usd FROM runs",
+        "runs": "SELECT run_id, event_id, status, failure, cost_usd, owner, epoch, lease_until - :now AS left_s FROM runs",
         "calls": "SELECT call_id, run_id, task, attempt, answered_at, failure FROM calls",
         "steps": "SELECT call_id, n, body FROM steps ORDER BY call_id, n",
         "tool_calls": "SELECT tool_call_id, call_id, result, ok FROM tool_calls",
@@ -75,8 +75,7 @@ async def records(bus: Bus, topic: str, partitions: int) -> Sequence[Delivery]:
         if len(marked) == partitions:
             stop.set()
 
-    for number in range(16 * partitions):
-        await bus.publish(Record(topic, f"mark-{number}".encode(), mark))
+    await bus.publish(*(Record(topic, f"mark-{number}".encode(), mark) for number in range(16 * partitions)))
     while not stop.is_set():
         with suppress(BusGone):
             await bus.consume(Consumption([topic], None, "earliest", concurrency=1), see, stop)

@@ -12,13 +12,19 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from metier.chaos import disk
+from metier.chaos.clock import STEP_S, step
 from metier.chaos.fleet import Fleet, Member
 from metier.chaos.plan import Fault, Kind
-from metier.chaos.proxy import Proxy
+from metier.chaos.proxy import HOST, Proxy
 from metier.chaos.recovery import Recovery
-from metier_infra.errors import MissingService
+from metier_infra.database import Database
+from metier_infra.errors import LaneGone, MissingService
+from metier_infra.retry import persist
+from metier_infra.service import PATIENT
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,12 @@ class Stack:
 
 @dataclass
 class Faults:
-    """Inflicts faults, and counts them by kind. `harmed` is told of a process whose work others should take up."""
+    """Inflicts faults, and counts them by kind. `recovery` is told of a process whose work others should take up; `db` reaches Postgres past the proxy."""
 
     fleet: Fleet
     proxies: Mapping[str, Proxy]
     stack: Stack
+    db: Database
     recovery: Recovery
     counts: Counter[Kind] = field(default_factory=Counter[Kind])
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict[str, asyncio.Lock])
@@ -55,8 +62,8 @@ class Faults:
     async def inflict(self, fault: Fault) -> None:
         """Do the harm, and make it good again."""
         acts: Mapping[Kind, Callable[[Fault], Awaitable[None]]] = {
-            "kill": self._kill, "drain": self._drain, "freeze": self._freeze,
-            "restart": self._restart, "drop": self._drop, "reject": self._reject,
+            "kill": self._kill, "drain": self._drain, "freeze": self._freeze, "step": self._step,
+            "restart": self._restart, "drop": self._drop, "reject": self._reject, "flush": self._flush, "full": self._full,
         }  # fmt: skip
         async with self._lock(fault.target):
             await acts[fault.kind](fault)
@@ -86,6 +93,15 @@ class Faults:
         finally:
             member.send(signal.SIGCONT)
 
+    async def _step(self, fault: Fault) -> None:
+        """Its clock goes forward, and later back."""
+        member = self.fleet.members[fault.target]
+        step(member.clock, STEP_S)
+        try:
+            await asyncio.sleep(fault.for_s)
+        finally:
+            step(member.clock, 0.0)
+
     async def _restart(self, fault: Fault) -> None:
         await self.stack.restart(fault.target)
 
@@ -94,6 +110,16 @@ class Faults:
 
     async def _reject(self, fault: Fault) -> None:
         await self._cut(fault, self.proxies[fault.target].reject)
+
+    async def _flush(self, fault: Fault) -> None:
+        await persist("flush", partial(_told, self.proxies[fault.target].target, b"FLUSHALL\r\n"), PATIENT)
+
+    async def _full(self, fault: Fault) -> None:
+        await persist("fill the disk", partial(disk.fill, self.db), PATIENT)
+        try:
+            await asyncio.sleep(fault.for_s)
+        finally:
+            await persist("empty the disk", partial(disk.empty, self.db), PATIENT)
 
     async def _cut(self, fault: Fault, cut: Callable[[], None]) -> None:
         cut()
@@ -108,3 +134,16 @@ async def _again(member: Member) -> None:
     await member.ended()
     member.start()
     await member.ready()
+
+
+async def _told(port: int, command: bytes) -> None:
+    """Tell a Redis of this machine a command, past the proxy. Raises `LaneGone` unless it says that it did it."""
+    try:
+        reader, writer = await asyncio.open_connection(HOST, port)
+        writer.write(command)
+        said = await reader.readline()
+        writer.close()
+    except OSError as error:
+        raise LaneGone(f"Redis is away: {error}") from error
+    if not said.startswith(b"+OK"):
+        raise LaneGone(f"Redis said {said!r}")

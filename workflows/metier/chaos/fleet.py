@@ -14,11 +14,12 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from metier.chaos.clock import CLOCK, step
 from metier.chaos.plan import ROLES
 from metier_infra.errors import MissingService
 
-LAUNCH = (sys.executable, "-m", "metier")
-"""How `metier` is started."""
+LAUNCH = (sys.executable, "-m", "metier.chaos.clock")
+"""How `metier` is started: under a clock that can be stepped."""
 READY_S = 300.0
 END_S = 40.0
 """After SIGTERM, before SIGKILL; beyond the roles' own drain."""
@@ -32,12 +33,18 @@ def words_of(name: str) -> Sequence[str]:
 
 
 class Member:
-    """One process. Its name is its instance: started again, it takes its own work up. `lock` is held by whoever harms or starts it."""
+    """One process. Its name is its instance: started again, it takes its own work up. `lock` is held by whoever harms or starts it.
+
+    `launch` is the command that starts it, before its role; `clock` is the file by which its clock goes.
+    """
 
     def __init__(self, name: str, environment: Mapping[str, str], folder: Path, launch: Sequence[str]) -> None:
         self.name, self.lock, self.pids, self.exits = name, asyncio.Lock(), list[int](), 0
-        self._sign, self._log, self._launch = folder / f"{name}.ready", folder / f"{name}.log", launch
-        self._environment = {**environment, "METIER_INSTANCE": name, "METIER_READY_FILE": str(self._sign)}
+        self.clock, self.launch = folder / f"{name}.clock", launch
+        self._sign, self._log = folder / f"{name}.ready", folder / f"{name}.log"
+        own = {"METIER_INSTANCE": name, "METIER_READY_FILE": str(self._sign), CLOCK: str(self.clock)}
+        self._environment = {**environment, **own}
+        step(self.clock, 0.0)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -53,7 +60,7 @@ class Member:
     def start(self, **more: str) -> None:
         """Start it, with more environment for this once."""
         self._sign.unlink(missing_ok=True)
-        words = [*self._launch, *words_of(self.name)]
+        words = [*self.launch, *words_of(self.name)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 words, env={**self._environment, **more}, stdin=subprocess.DEVNULL, stdout=log, stderr=log

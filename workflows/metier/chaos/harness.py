@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from metier import client, compose
-from metier.chaos import checks, evidence
+from metier.chaos import checks, disk, evidence, trail
 from metier.chaos.evidence import Evidence
 from metier.chaos.faults import Faults, Stack
 from metier.chaos.fleet import LAUNCH, Fleet, fleet
@@ -67,10 +67,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of it: `figures` as `--json` prints them, and a sentence for each thing that was found wrong."""
+    """What came of it: `figures` as `--json` prints them, a sentence for each thing that was found wrong, and what the roles said of some such runs."""
 
     figures: Mapping[str, Any]
     wrong: Mapping[str, Sequence[str]]
+    trail: Mapping[str, Sequence[str]]
 
     @property
     def clean(self) -> bool:
@@ -89,9 +90,11 @@ def possible(config: Config, components: Collection[str]) -> tuple[Collection[Ki
     wanted = [name for name in SERVICES if name in components]
     foreign = [name for name in wanted if not stack.owns(name)]
     far = [name for name in wanted if not ("127.0.0.1" in urls[name] and "," not in urls[name])]
-    kinds: list[Kind] = [kind for kind in KINDS if not (kind == "restart" and foreign)]
+    not_here: set[Kind] = {"restart"} if foreign else set()
+    not_here |= {"flush"} if "redis" in foreign else set()
+    kinds: list[Kind] = [kind for kind in KINDS if kind not in not_here]
     left = [name for name in components if name not in far]
-    said = [f"{name} is not restarted: it is not of this local stack" for name in foreign]
+    said = [f"{name} is not restarted, nor emptied: it is not of this local stack" for name in foreign]
     return kinds, left, [*said, *(f"{name} is not cut off: it is not at 127.0.0.1" for name in far)]
 
 
@@ -103,7 +106,9 @@ async def carry_out(config: Config, plan: Plan, setting: Setting) -> Report:
         await there.play(plan)
         found = await there.look(plan.requests, await there.sandboxes.left(there.roles))
         wrong = checks.judge(found, client.SOURCE)
-        return Report(_figures(plan, there, found, wrong, time.monotonic() - began), wrong)
+        return Report(
+            _figures(plan, there, found, wrong, time.monotonic() - began), wrong, _trail(plan.requests, wrong, there)
+        )
 
 
 @contextmanager
@@ -126,11 +131,19 @@ def _figures(
         "faults": dict(scene.faults.counts),
         **{name: len(sentences) for name, sentences in wrong.items()},
         "executions_per_effect": checks.executions_per_effect(found),
+        "told_late": checks.told_late(found),
         "recovery_ms": {"p50": scene.recovery.at(50), "p99": scene.recovery.at(99), "n": len(scene.recovery.took_ms)},
         "poison": sum(1 for request in plan.requests if request.poison),
         "exits": scene.roles.exits,
         "seconds": round(took_s, 1),
     }
+
+
+def _trail(
+    requests: Sequence[Request], wrong: Mapping[str, Sequence[str]], scene: Scene
+) -> Mapping[str, Sequence[str]]:
+    names = {str(client.run_id_of(client.SOURCE, request.name)): request.name for request in requests}
+    return trail.of(wrong, names, {member.name: member.log for member in scene.roles.members.values()})
 
 
 @dataclass
@@ -211,10 +224,11 @@ class Scene:
     async def look(self, requests: Sequence[Request], leaked: Sequence[str] = ()) -> Evidence:
         """Gather what there is to judge; `requests` are all that were made."""
         found, ledger = await evidence.rows(self.db), self.ground.ledger
+        told, dead = await asyncio.gather(evidence.events(self.bus, PARTITIONS), evidence.dead_letters(self.bus, 1))
         return Evidence(
             requests=requests,
-            events=await evidence.events(self.bus, PARTITIONS),
-            dead=await evidence.dead_letters(self.bus, 1),
+            events=told,
+            dead=dead,
             effects=tuple(ledger.effects),
             bills=tuple(ledger.bills),
             leaked=leaked,
@@ -233,6 +247,7 @@ async def scene(config: Config, setting: Setting) -> AsyncGenerator[Scene]:
         bus = compose.open_bus(ground.config, "chaos")
         stack.push_async_callback(bus.close)
         started = fleet(setting.names, ground.environment, folder, launch=setting.launch, failpoints=setting.failpoints)
+        await disk.prepare(db)
         roles, recovery = await stack.enter_async_context(started), Recovery(db)
-        faults = Faults(roles, ground.proxies, local_stack(), recovery)
+        faults = Faults(roles, ground.proxies, local_stack(), db, recovery)
         yield Scene(ground, roles, bus, db, faults, recovery, Sandboxes(), setting)

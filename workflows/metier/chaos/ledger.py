@@ -78,7 +78,7 @@ def serving(ledger: Ledger) -> Generator[str]:
     class Handler(_Handler):
         book = ledger
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -87,6 +87,11 @@ def serving(ledger: Ledger) -> Generator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that died in the middle of its request: that is what this is for."""
 
 
 class _Handler(BaseHTTPRequestHandler):

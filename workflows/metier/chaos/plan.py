@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["kill", "freeze", "drain", "restart", "drop", "reject"]
+Kind = Literal["kill", "freeze", "drain", "step", "restart", "drop", "reject", "flush", "full"]
 Ask = Literal["chain", "fan", "code"]
 
 ROLES: Mapping[str, Sequence[str]] = {
@@ -19,8 +19,14 @@ ROLES: Mapping[str, Sequence[str]] = {
 SERVICES = ("kafka", "postgres", "redis")
 COMPONENTS = (*ROLES, *SERVICES)
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SHARES: Mapping[Kind, int] = {"kill": 28, "drain": 9, "freeze": 7, "drop": 6, "reject": 6, "restart": 4}
+SHARES: Mapping[Kind, int] = {
+    "kill": 25, "drain": 8, "freeze": 6, "step": 4, "drop": 5, "reject": 5, "restart": 3, "flush": 2, "full": 2,
+}  # fmt: skip
 """How many of 60 faults are of each kind."""
+LASTS_S: Mapping[Kind, tuple[float, float]] = {
+    "freeze": (4.0, 14.0), "step": (4.0, 14.0), "drop": (1.0, 8.0), "reject": (1.0, 5.0), "full": (1.0, 5.0),
+}  # fmt: skip
+"""How long what is not over at once lasts, from and to; seconds. A freeze outlasts the lease, some also the broker's session."""
 GAP_S = (1.0, 4.0)
 """From one fault to the next."""
 ASKS: Sequence[Ask] = ("chain", "fan", "chain", "fan", "code", "chain", "fan", "chain", "fan", "chain")
@@ -101,9 +107,10 @@ def _shares(possible: Sequence[Kind]) -> Sequence[Kind]:
 
 
 def _targets(kind: Kind, components: Collection[str]) -> Sequence[str]:
-    if kind in {"kill", "freeze", "drain"}:
+    if kind in {"kill", "freeze", "drain", "step"}:
         return [name for role, names in ROLES.items() if role in components for name in names]
-    return [name for name in SERVICES if name in components]
+    only: Mapping[Kind, Sequence[str]] = {"flush": ("redis",), "full": ("postgres",)}
+    return [name for name in only.get(kind, SERVICES) if name in components]
 
 
 def _aims(lot: random.Random, targets: Sequence[str]) -> Iterator[str]:
@@ -113,10 +120,7 @@ def _aims(lot: random.Random, targets: Sequence[str]) -> Iterator[str]:
 
 
 def _length(lot: random.Random, kind: Kind) -> float:
-    """How long it lasts; seconds. A freeze outlasts the lease, some also the broker's session."""
-    spans: Mapping[Kind, tuple[float, float]] = {"freeze": (4.0, 14.0), "drop": (1.0, 8.0), "reject": (1.0, 5.0)}
-    low, high = spans.get(kind, (0.0, 0.0))
-    return round(lot.uniform(low, high), 3)
+    return round(lot.uniform(*LASTS_S.get(kind, (0.0, 0.0))), 3)
 
 
 def _request(lot: random.Random, seed: int, number: int, at_s: float) -> Request:

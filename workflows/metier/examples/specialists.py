@@ -1,24 +1,20 @@
-"""The workflow `specialists`: understand the question, route it, ask one specialist or several at once, give one answer.
+"""The workflow `specialists`: understand the question, ask one specialist or several at once, give one answer.
 
-It is the job that `metier demo` runs and the example that authors copy: an ordinary LangGraph graph, with `agent(...).ask(...)` in
-two of its nodes. Nothing in it knows of Kafka, containers or which model stands behind an agent.
+It is the job that `metier demo` runs and the example that authors copy: an ordinary LangGraph graph, one of whose nodes is a `route`. Its rules say whom to ask;
+where none fits, the router that was promoted decides. Nothing in it knows of Kafka, containers or which model stands behind an agent.
 
-    understand ─▶ route ─┬─▶ reason ─┬─▶ synthesise
-                         └─▶ code  ──┘
+    understand ─▶ solve
 """
 
 from __future__ import annotations
 
-import operator
 import re
-from contextlib import suppress
-from typing import Annotated, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Send
 from pydantic import BaseModel, ConfigDict, Field
 
-from metier import Answer, Decision, agent, agents, choose, decide, plain, synthesise, workflow
+from metier import Verdict, numeric, route, rule, workflow
 
 Category = Literal["code_reasoning", "math_competition", "math_word"]
 
@@ -56,20 +52,10 @@ class State(TypedDict):
 
     question: str
     category: Category
-    asked: list[str]
-    answers: Annotated[list[dict[str, object]], operator.add]
 
 
 Update = dict[str, object]
 """What a node changes of the state."""
-
-
-class Errand(TypedDict):
-    """What one specialist is sent out with."""
-
-    question: str
-    category: str
-    agent: str
 
 
 def classify(text: str) -> Category:
@@ -81,19 +67,9 @@ def classify(text: str) -> Category:
     return "math_word"
 
 
-def plan(category: Category, text: str) -> tuple[int, tuple[str, ...], str]:
-    """How many to ask, among whom, and why."""
-    if category == "math_word":
-        return 1, ("reasoner",), "word problems are within reach of the cheapest agent"
-    if category == "math_competition":
-        return (
-            2,
-            ("reasoner", "careful"),
-            "competition problems are hard: two models answer, the more skilled one prevails",
-        )
-    if text.count("\n    ") > LONG_CODE:
-        return 2, ("coder", "careful"), "long code: run it, and ask for a second opinion that may run it too"
-    return 2, ("coder", "reasoner"), "code: run it, and check against a cheap second reading"
+def is_long(text: str) -> bool:
+    """Whether a second opinion on code is worth its price."""
+    return text.count("\n    ") > LONG_CODE
 
 
 async def understand(state: State) -> Update:
@@ -101,40 +77,41 @@ async def understand(state: State) -> Update:
     return {"category": classify(state["question"])}
 
 
-async def route(state: State) -> Update:
-    """Choose the specialists; the decision is kept and published."""
-    category = state["category"]
-    size, among, why = plan(category, state["question"])
-    decision: Decision = await decide(choose(category, agents(), size=size, among=among, reason=why))
-    return {"asked": list(decision.chosen)}
-
-
-def dispatch(state: State) -> list[Send]:
-    """One branch for each specialist, all at once."""
-    errands = [Errand(question=state["question"], category=state["category"], agent=name) for name in state["asked"]]
-    return [Send("code" if errand["agent"] == "coder" else "reason", errand) for errand in errands]
-
-
-async def ask(state: Errand) -> Update:
-    """Ask one specialist."""
-    answer = await agent(state["agent"]).ask(state["question"], category=state["category"])
-    return {"answers": [answer.model_dump()]}
-
-
-async def combine(state: State) -> Update:
-    """One answer from all, weighed by declared skill; who disagrees is named."""
-    answers = [Answer.model_validate(answer) for answer in state["answers"]]
-    weights = {name: card.skills.get(state["category"], 0.0) for name, card in agents().items()}
-    found = synthesise(answers, weights, key=comparable)
-    return {"answer": found.text, "agreed": list(found.agreed), "support": found.support, "dissent": found.dissent}
-
-
 def comparable(text: str) -> str:
     """Numbers agree by value, quoted and bare text alike, everything else by its text."""
-    with suppress(ValueError):
-        return format(float(text.replace(",", "")), ".9g")
     quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
-    return plain(text[1:-1] if quoted else text)
+    return numeric(text[1:-1] if quoted else text)
+
+
+def told(verdict: Verdict) -> Update:
+    """The answer, who stands behind it and who does not."""
+    said = {"agreed": list(verdict.agreed), "support": verdict.support, "dissent": verdict.dissent}
+    return {"answer": verdict.text, **said}
+
+
+RULES = (
+    rule("reasoner", category="math_word", why="word problems are within reach of the cheapest agent"),
+    rule(
+        "careful",
+        "reasoner",
+        category="math_competition",
+        why="competition problems are hard: two models answer, the more skilled one prevails",
+    ),
+    rule(
+        "coder",
+        "careful",
+        category="code_reasoning",
+        when=is_long,
+        why="long code: run it, and ask for a second opinion that may run it too",
+    ),
+    rule(
+        "coder",
+        "reasoner",
+        category="code_reasoning",
+        why="code: run it, and check against a cheap second reading",
+    ),
+)
+"""Who is asked for what: the first that fits."""
 
 
 @workflow("specialists", input=Question)
@@ -142,14 +119,8 @@ def specialists() -> StateGraph[State, None, State, Result]:
     """Build the graph."""
     graph = StateGraph(State, output_schema=Result)
     graph.add_node("understand", understand)
-    graph.add_node("route", route)
-    graph.add_node("reason", ask)
-    graph.add_node("code", ask)
-    graph.add_node("synthesise", combine)
+    graph.add_node("solve", route("careful", "coder", "reasoner", rules=RULES, key=comparable, into=told))
     graph.add_edge(START, "understand")
-    graph.add_edge("understand", "route")
-    graph.add_conditional_edges("route", dispatch, ["reason", "code"])
-    graph.add_edge("reason", "synthesise")
-    graph.add_edge("code", "synthesise")
-    graph.add_edge("synthesise", END)
+    graph.add_edge("understand", "solve")
+    graph.add_edge("solve", END)
     return graph

@@ -5,8 +5,8 @@ A choice depends on what is asked and on nothing else, so that a stored decision
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Topology = Literal["specialist", "cascade", "panel"]
@@ -64,3 +64,40 @@ class Router(Protocol):
     def choose(self, asked: Asked, agents: Sequence[str], topologies: Collection[Topology]) -> Choice:
         """The choice among these agents and topologies. `agents` is never empty, and may hold some that the router does not know."""
         ...
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The versions that stand for a tenant now.
+
+    Attributes:
+        promoted: decides; None: nobody does, and what agents declare of themselves decides.
+        canary: decides in its place for a `share` (0 to 1) of the tasks.
+        share: which tasks those are follows from each task's seed, so that it is the same after a crash.
+        shadows: are asked too, and what they say is kept and never followed.
+    """
+
+    promoted: Router | None = None
+    canary: Router | None = None
+    share: float = 0.0
+    shadows: tuple[Router, ...] = ()
+
+
+class Routers(Protocol):
+    """Where decisions find the versions that stand. The promotion of routers keeps it up to date; each decision asks, so it answers from memory."""
+
+    def serving(self, tenant: str) -> Serving:
+        """What stands for this tenant."""
+        ...
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Routers that do not move: `everywhere`, but for the tenants that are named."""
+
+    everywhere: Serving = Serving()
+    tenants: Mapping[str, Serving] = field(default_factory=dict[str, Serving])
+
+    def serving(self, tenant: str) -> Serving:
+        """See `Routers.serving`."""
+        return self.tenants.get(tenant, self.everywhere)

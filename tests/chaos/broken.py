@@ -1,4 +1,4 @@
-"""`metier` with one of its mechanisms taken out: what test_chaos starts in its place, to see the checks of `metier chaos` go red.
+"""`metier` with one of its mechanisms taken out: what test_mechanisms starts in its place, to see the checks of `metier chaos` go red.
 
 Started as `python broken.py MECHANISM ROLE…`. The product has no such switch; here its parts are replaced before it starts.
 """
@@ -6,7 +6,7 @@ Started as `python broken.py MECHANISM ROLE…`. The product has no such switch;
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,8 +36,19 @@ def dedup() -> None:
     put(Runs, "accept", always)
 
 
+def deaf() -> None:
+    """A process that lost its runs does not hear of it. No promise rests on that it does: it is fenced off."""
+    from metier_workflows.holdings import Holdings
+
+    def ignore(self: Holdings, partitions: Collection[int]) -> None:
+        del self, partitions
+
+    put(Holdings, "moved", ignore)
+
+
 def fencing() -> None:
     """A process that lost its run writes to it all the same."""
+    deaf()
     from metier_infra.database import Statement
     from metier_infra.postgres_journal import PostgresDatabase
 
@@ -89,7 +100,7 @@ def offset_tracking() -> None:
 
 
 MECHANISMS: Mapping[str, Callable[[], None]] = {
-    one.__name__: one for one in (dedup, fencing, sync_durability, outbox, offset_tracking)
+    one.__name__: one for one in (dedup, deaf, fencing, sync_durability, outbox, offset_tracking)
 }
 
 

@@ -1,0 +1,305 @@
+"""Recorded runs with another router, agent or policy: what would differ, what cannot be known; and that a replay runs no tool, tells nobody and changes nothing.
+
+The runs are made in this process by the example's agents, whose answers are recorded ones, with scripted tools. Not here: the words of the commands beyond one of each kind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pytest
+from langgraph.graph import END, START, StateGraph
+from typer.testing import CliRunner
+
+from metier import client, compose_tools, configuration, roles, route, signal, sleep, workflow
+from metier.cli import app
+from metier.compose import recordings_path
+from metier.configuration import Config, System
+from metier.replay import Models, With, replay
+from metier.replay_report import Replayed
+from metier_agents.recordings import RecordedQuery, read_recordings
+from metier_infra.database import Database, Statement
+from metier_infra.errors import AskOperator, BadSettings, UnknownAgent, UnknownWorkflow
+from metier_infra.journal import Journal
+from metier_infra.rows import Run
+from metier_infra.words import RunId, stable_id
+from metier_tools.sandbox import Outcome
+from metier_workflows.choosing.router import Asked, Choice, Option, Topology
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+AGENTS = ("careful", "coder", "reasoner")
+
+
+class State(TypedDict, total=False):
+    """What the graphs share."""
+
+    question: str
+    category: str
+    answer: dict[str, Any]
+    heard: str
+
+
+async def rest(state: State) -> State:
+    """A long sleep, and a signal."""
+    del state
+    await sleep(3600)
+    return {"heard": str(await signal("go"))}
+
+
+@workflow("chosen")
+def chosen() -> StateGraph[State, None, State, State]:
+    """One node, of which no rule says whom it asks."""
+    graph = StateGraph(State)
+    graph.add_node("solve", route(*AGENTS))
+    graph.add_edge(START, "solve")
+    graph.add_edge("solve", END)
+    return graph
+
+
+@workflow("patient")
+def patient() -> StateGraph[State, None, State, State]:
+    """One node that waits."""
+    graph = StateGraph(State)
+    graph.add_node("rest", rest)
+    graph.add_edge(START, "rest")
+    graph.add_edge("rest", END)
+    return graph
+
+
+@dataclass(frozen=True)
+class Always:
+    """A router that takes one agent, and remembers nothing."""
+
+    agent: str
+    version: str = "always-1"
+
+    def choose(self, asked: Asked, agents: Sequence[str], topologies: Collection[Topology]) -> Choice:
+        """See `Router.choose`."""
+        del asked, topologies
+        options = tuple(Option(one, 0.5, float(one == self.agent)) for one in agents)
+        return Choice("specialist", (self.agent,), (1.0,), options, "always")
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
+    monkeypatch.setenv("METIER_SQLITE_PATH", str(tmp_path / "journal.db"))
+    monkeypatch.setenv("METIER_WORKFLOWS", f"{__name__},metier.examples.specialists")
+    return configuration.configure()
+
+
+@pytest.fixture
+def alone(config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
+    """The same for commands, which find no service but the journal of this test."""
+    for name in ("METIER_KAFKA_BOOTSTRAP", "METIER_POSTGRES_URL", "METIER_REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return configuration.standalone(config)
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncGenerator[System]:
+    """Everything in this process; each tool says 7."""
+    lane = compose_tools.scripted_lane(lambda _: Outcome("ok", stdout="7\n"))
+    async with roles.embedded(config, lane=lane) as system:
+        yield system
+
+
+async def ended(system: System, name: str, value: dict[str, Any]) -> Run:
+    end = await client.publish_and_wait(system.bus, name, value, event_id=None, timeout_s=60)
+    run = await system.journal.runs.get(end.run_id)
+    assert run is not None
+    return run
+
+
+def query(category: str) -> RecordedQuery:
+    """One that all models answered."""
+    found = read_recordings(recordings_path()).evaluation()
+    return next(one for one in found if one.category == category and all(a.answer for a in one.answers.values()))
+
+
+async def everything(db: Database) -> dict[str, Any]:
+    """All that is in a journal but who is alive."""
+    tables = [row["name"] for row in await db.read("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    kept = [one for one in tables if one not in {"serving", "schedules"}]
+    return {one: [dict(row) for row in await db.read(f"SELECT * FROM {one}")] for one in kept}
+
+
+def of(found: Replayed, kind: str) -> list[tuple[str | None, str | None]]:
+    return [(one.before, one.after) for one in found.differences if one.kind == kind]
+
+
+async def again(config: Config, journal: Journal, run: Run, changed: With, models: Models | None = None) -> Replayed:
+    return await replay(config, journal, run, changed, models or Models(), timeout_s=60)
+
+
+async def test_with_nothing_changed_nothing_differs_and_nothing_is_touched(config: Config) -> None:
+    async with running(config) as system:
+        run = await ended(system, "specialists", {"question": query("code_reasoning").text})
+        tools = await system.journal.tools.of_run(RunId(run.run_id))
+        assert tools, "the run has to have used one"
+        before = await everything(system.journal.db)
+        found = await again(config, system.journal, run, With())
+        assert found.model_dump(exclude={"compared"}) == {
+            "run_id": run.run_id,
+            "differs": False,
+            "differences": (),
+            "unknown": (),
+            "cost_before_usd": run.cost_usd,
+            "cost_after_usd": run.cost_usd,
+            "result_before": run.result,
+            "result_after": run.result,
+        }
+        assert found.compared["calls"] >= 2
+        assert await everything(system.journal.db) == before
+
+
+async def test_another_agent_answers_every_call_and_it_costs_what_it_costs(config: Config) -> None:
+    asked = query("math_word")
+    async with running(config) as system:
+        run = await ended(system, "specialists", {"question": asked.text})
+        found = await again(config, system.journal, run, With("agent", "careful"))
+    assert of(found, "decision") == [("specialist of reasoner", "specialist of careful")]
+    recorded = asked.answers["gpt-4o-2024-08-06"]
+    assert (None, recorded.answer) in of(found, "call")
+    assert found.cost_after_usd == pytest.approx(recorded.cost_usd)
+    assert found.unknown == ()
+
+
+async def test_another_router_chooses_with_the_seed_of_then(config: Config) -> None:
+    async with running(config) as system:
+        run = await ended(system, "chosen", {"question": query("math_word").text, "category": "math_word"})
+        found = await again(config, system.journal, run, With("router", "always-1", Always("coder")))
+        same = await again(config, system.journal, run, With("router", "always-1", Always("careful")))
+    assert of(found, "decision") == [("specialist of careful", "specialist of coder")]
+    assert found.differs
+    assert not same.differs, "whom it would choose is who answered, and that answer is recorded"
+
+
+async def test_a_rule_of_the_author_is_stronger_than_another_router(config: Config) -> None:
+    async with running(config) as system:
+        run = await ended(system, "specialists", {"question": query("math_word").text})
+        found = await again(config, system.journal, run, With("router", "always-1", Always("coder")))
+    assert not found.differs
+
+
+async def test_a_tool_call_of_which_no_result_is_recorded_is_said_to_be_unknown(config: Config) -> None:
+    async with running(config) as system:
+        run = await ended(system, "chosen", {"question": query("code_reasoning").text, "category": "code_reasoning"})
+        assert len(await system.journal.tools.of_run(RunId(run.run_id))) == 1
+        await system.journal.db.write(Statement("UPDATE tool_calls SET result = NULL"))
+        found = await again(config, system.journal, run, With("policy", "meta_reasoned"))
+        same = await again(config, system.journal, run, With())
+    assert found.unknown == ("what python gives for other arguments than were recorded",)
+    assert [after for _, after in of(found, "call")] == ["failed: not_recorded"]
+    assert [after for _, after in of(found, "end")] == ["failed: call_failed"]
+    assert not same.differs
+
+
+async def test_another_policy_gets_the_tool_results_of_then(config: Config) -> None:
+    asked = query("code_reasoning")
+    async with running(config) as system:
+        run = await ended(system, "specialists", {"question": asked.text})
+        made = await system.journal.tools.of_run(RunId(run.run_id))
+        found = await again(config, system.journal, run, With("policy", "collaborative"))
+    assert made
+    assert found.unknown == (), "they run the same code, of which the result is recorded"
+    assert not of(found, "tool call")
+
+
+async def test_a_real_model_is_not_asked_and_that_is_said(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(config) as system:
+        run = await ended(system, "specialists", {"question": query("math_word").text})
+        monkeypatch.setenv("METIER_MODEL_CAREFUL", "openai:gpt-5")
+        found = await again(config, system.journal, run, With("agent", "careful"))
+    assert any("openai:gpt-5" in one for one in found.unknown)
+    assert ("failed: not_recorded" in {after for _, after in of(found, "call")}) or of(found, "end")
+
+
+async def recorded(journal: Journal, name: str, version: str, result: dict[str, Any] | None) -> Run:
+    """A run that ended, as an orchestrator leaves it; None: it is still under way."""
+    run_id = stable_id("run", "/test", name)
+    asked = Run(run_id=RunId(run_id), source="/test", event_id=name, workflow=name, version=version, status="accepted", input={"question": ""}, traceparent=TRACE)  # fmt: skip
+    await journal.runs.accept(asked)
+    held = await journal.runs.lease(asked.run_id, "one")
+    assert held is not None
+    if result is not None:
+        await journal.runs.finish(held.run_id, held.epoch, result=result)
+    return await journal.runs.get(run_id) or held
+
+
+async def test_waits_are_over_at_once_and_signals_come_from_the_record(config: Config, journal: Journal) -> None:
+    run = await recorded(journal, "patient", patient.version, {"question": "", "heard": "now"})
+    await journal.signals.record(RunId(run.run_id), "s1", "go", "now", "ann")
+    found = await again(config, journal, run, With())
+    assert not found.differs
+    assert found.result_after == {"question": "", "heard": "now"}
+
+
+async def test_a_signal_that_never_came_ends_the_replay(config: Config, journal: Journal) -> None:
+    run = await recorded(journal, "patient", patient.version, {"question": "", "heard": "now"})
+    found = await again(config, journal, run, With())
+    assert found.unknown == ("how it goes on: it waits for the signal go, and no more of them came",)
+    assert found.differs
+
+
+async def test_a_run_that_goes_on_is_not_replayed(config: Config, journal: Journal) -> None:
+    run = await recorded(journal, "patient", patient.version, None)
+    with pytest.raises(BadSettings, match="once it has ended"):
+        await again(config, journal, run, With())
+
+
+async def test_a_version_of_a_workflow_that_is_gone_is_told(config: Config, journal: Journal) -> None:
+    run = await recorded(journal, "patient", "older", {"heard": "now"})
+    with pytest.raises(UnknownWorkflow, match="pinned to version older"):
+        await again(config, journal, run, With())
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "told"),
+    [
+        (With("agent", "nobody"), UnknownAgent, "no agent is called 'nobody'; there are: careful"),
+        (With("policy", "bold"), BadSettings, "no policy is called 'bold'; there are autonomous"),
+    ],
+)
+async def test_what_is_not_there_cannot_be_replayed_with(
+    config: Config, journal: Journal, changed: With, error: type[Exception], told: str
+) -> None:
+    run = await recorded(journal, "patient", patient.version, {"heard": "now"})
+    with pytest.raises(error, match=told):
+        await again(config, journal, run, changed)
+
+
+async def test_the_command_shows_it_and_says_it_as_json(alone: Config) -> None:
+    async with running(alone) as system:
+        run = await ended(system, "specialists", {"question": query("math_word").text})
+    words = ["replay", run.run_id[:12], "--with", "agent=careful"]
+    shown = await asyncio.to_thread(CliRunner().invoke, app, words)
+    told = await asyncio.to_thread(CliRunner().invoke, app, [*words, "--json"])
+    assert shown.exit_code == told.exit_code == 0, shown.output + told.output
+    assert "specialist of careful" in shown.output
+    (found,) = json.loads(told.stdout)
+    assert found["differs"]
+    assert found["unknown"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--with", "weather=fine"], "--with is router=VERSION, agent=NAME or policy=KIND"),
+        (["--with", "agent="], "--with is router=VERSION, agent=NAME or policy=KIND"),
+        (["--with", "router=none"], "no router versions begin with 'none'"),
+        (["--ask-models"], "--ask-models needs a --budget"),
+    ],
+)
+async def test_the_command_says_what_is_wrong(alone: Config, words: list[str], told: str) -> None:
+    async with running(alone) as system:
+        run = await ended(system, "chosen", {"question": query("math_word").text, "category": "math_word"})
+    found = await asyncio.to_thread(CliRunner().invoke, app, ["replay", run.run_id, *words])
+    assert isinstance(found.exception, AskOperator)
+    assert told in str(found.exception)

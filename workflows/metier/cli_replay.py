@@ -1,0 +1,135 @@
+"""`metier replay`: what would have come of runs with another router, agent or policy. `cli` registers it, `replay` does the work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from metier import client
+from metier.cli_runs import Json, find_run, out, run_command
+from metier.configuration import Config
+from metier.router_versions import find as find_router
+from metier.terminal import on_terminal, shown
+from metier_infra.errors import BadSettings, MissingRouter
+from metier_infra.journal import Journal
+
+if TYPE_CHECKING:
+    from metier.replay import With
+    from metier.replay_report import Replayed
+    from metier_workflows.choosing.router import Router
+
+LONGEST = 60
+"""Characters of a text that the table shows."""
+
+
+def command(
+    run_ids: Annotated[list[str], typer.Argument(metavar="RUN…", help="Runs' ids, or unique beginnings of them.")],
+    *,
+    changed: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            metavar="WHAT=NAME",
+            help="router=VERSION, agent=NAME or policy=KIND. Default: nothing, a check of the record.",
+        ),
+    ] = "",
+    ask_models: Annotated[
+        bool, typer.Option("--ask-models", help="Ask real models too; without it only those answer that cost nothing.")
+    ] = False,
+    budget_usd: Annotated[
+        float | None, typer.Option("--budget", min=0, help="With --ask-models: what each run may spend on them; USD.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Of each replay; seconds.")] = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Run recorded runs again in this process, with something else in them, and show what would differ and what cannot be known.
+
+    Tool results come from the record and no tool is run; nothing is published, and the journal stays as it is. Recorded and scripted
+    models answer for free; a real model is asked only with --ask-models and a budget.
+    """
+    from metier.replay import Models, replay
+
+    if ask_models and budget_usd is None:
+        raise BadSettings("--ask-models needs a --budget, in USD")
+    models = Models(ask_models, budget_usd)
+
+    async def work(found: tuple[Config, Journal]) -> list[Replayed]:
+        config, journal = found
+        wanted = await _with(journal, changed)
+        runs = [await find_run(journal, one) for one in run_ids]
+        shown_runs = track(
+            runs, "replayed", console=Console(stderr=True), transient=True, disable=not on_terminal(sys.stderr)
+        )
+        return [await replay(config, journal, run, wanted, models, timeout_s=timeout_s) for run in shown_runs]
+
+    _show(run_command(_reading, work), as_json=as_json)
+
+
+@asynccontextmanager
+async def _reading(config: Config) -> AsyncGenerator[tuple[Config, Journal]]:
+    async with client.reading(config) as journal:
+        yield config, journal
+
+
+async def _with(journal: Journal, text: str) -> With:
+    """What --with says. Raises `BadSettings` or `MissingRouter`."""
+    from metier.replay import With
+
+    what, _, name = text.partition("=")
+    match what:
+        case "" if not name:
+            return With()
+        case "router" if name:
+            return With("router", name, await _router(journal, name))
+        case "agent" | "policy" if name:
+            return With(what, name)
+        case _:
+            raise BadSettings("--with is router=VERSION, agent=NAME or policy=KIND")
+
+
+async def _router(journal: Journal, name: str) -> Router:
+    from metier_workflows.choosing import stored
+
+    version = (await find_router(journal, name)).version
+    fitted = await journal.routers.get(version)
+    if fitted is None:
+        raise MissingRouter(f"the router version {version!r} is gone from the journal")
+    return stored.load(fitted)
+
+
+def _show(found: Sequence[Replayed], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([one.model_dump(mode="json") for one in found]))
+        return
+    for one in found:
+        out.print(Text(_head(one)))
+        if one.differences:
+            out.print(_table(one))
+        for sentence in one.unknown:
+            out.print(Text(f"not known: {shown(sentence)}"))
+
+
+def _head(one: Replayed) -> str:
+    told = f"{len(one.differences)} differences" if one.differs else "nothing that is known would differ"
+    return f"run {one.run_id[:12]}: {told}; ${one.cost_before_usd:.6f} then, ${one.cost_after_usd:.6f} now"
+
+
+def _table(one: Replayed) -> Table:
+    table = Table("", "of", "then", "now")
+    for each in one.differences:
+        table.add_row(each.kind, _short(each.about), _short(each.before), _short(each.after))
+    return table
+
+
+def _short(text: str | None) -> Text:
+    said = "none" if text is None else " ".join(text.split())
+    return Text(shown(said if len(said) <= LONGEST else f"{said[:LONGEST]}…"))
