@@ -206,7 +206,7 @@ def test_a_role_is_started_under_its_clock(tmp_path: Path) -> None:
     program = (
         "import contextlib, io, runpy, sys, time; true, sys.argv = time.time, ['metier', '--help']\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
-        "    runpy.run_module('metier.chaos.clock', run_name='__main__')\n"
+        "    runpy.run_module('metier.chaos.launch', run_name='__main__')\n"
         "print(time.time() - true())"
     )
     own = os.environ | {clock.CLOCK: str(tmp_path / "clock")}

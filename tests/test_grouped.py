@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from metier_infra.grouped import LARGEST_GROUP, Grouped
 from metier_infra.testing import Process
 
@@ -142,3 +144,14 @@ async def test_a_group_is_done_by_nobody_in_particular_so_that_no_death_of_who_c
     # Then the other's work is done all the same
     async with asyncio.timeout(20):
         assert await other == "2"
+
+
+async def test_when_a_group_is_ended_from_outside_those_who_wait_are_told() -> None:
+    place = Place()
+    work = asyncio.create_task(place.grouped.do(1))
+    await begun(place, 1)
+    doing = next(task for task in asyncio.all_tasks() if "Grouped._work" in str(task.get_coro()))
+    doing.cancel()
+    with pytest.raises(Gone):
+        async with asyncio.timeout(20):
+            await work

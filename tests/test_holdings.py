@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from metier_infra.sqlite_journal import SqliteDatabase
 from metier_infra.words import RunId
 from metier_workflows.holdings import Holdings
 from metier_workflows.run_desk import RunDesk
+from metier_workflows.segment import to_the_end
 from metier_workflows.spending import Spending
 
 
@@ -184,3 +186,18 @@ async def test_a_run_that_is_let_go_before_its_turn_leaves_nothing_behind(replic
     assert few.working == ["a"]
     await few.holdings.hand_over()
     assert sorted(few.woken) == ["a", "b"]
+
+
+async def test_a_segment_that_is_let_go_leaves_no_task_behind(replica: Replica) -> None:
+    async def nothing() -> AsyncGenerator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    desk, before = RunDesk(RunId("a" * 32), MemoryBus(), replica.journal, {}), asyncio.all_tasks()
+    segment = asyncio.create_task(to_the_end(desk, nothing()))
+    await asyncio.sleep(0)
+    segment.cancel()
+    await asyncio.wait([segment])
+    await asyncio.sleep(0)
+
+    assert asyncio.all_tasks() == before

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from metier_infra import kafka_bus
 from metier_infra.bus import Consumption, Handler, Revoked
 from metier_infra.errors import BadSettings, BusGone, TooLarge
 from metier_infra.events import RUNS
@@ -342,3 +344,23 @@ async def test_a_record_that_the_broker_never_takes_is_not_tried_for_ever(kafka:
         await bus.publish(Record("small", None, bytes(300_000)))
     await bus.publish(Record("small", None, b"fits"))
     await bus.close()
+
+
+def idle(sender: object) -> None:
+    time.sleep(0.05)
+
+
+async def test_a_record_of_which_the_producer_lost_sight_is_given_up_and_a_new_producer_takes_the_next(
+    kafka: KafkaSettings, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(kafka, [Topic(RUNS, 1, 1)])
+    monkeypatch.setattr(kafka_bus, "SETTLED_S", 1.0)
+    bus = opened(kafka)
+    await bus.publish(word(0, b"k"))
+    # Given a producer that neither sends a record nor gives it up
+    with monkeypatch.context() as lost:
+        lost.setattr("kafka.producer.sender.Sender.run_once", idle)
+        with pytest.raises(BusGone):
+            await asyncio.wait_for(bus.publish(word(1, b"k")), HUNG)
+    # Then what is published again is sent
+    await asyncio.wait_for(bus.publish(word(1, b"k")), HUNG)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import secrets
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ from metier_infra.kafka_topics import Topic, apply
 from metier_infra.messages import Delivery, Envelope, Record, decode, encode
 from metier_infra.postgres_journal import PostgresDatabase
 from metier_infra.progress_events import RunResumed
-from metier_infra.service import Ready, send, serve
+from metier_infra.service import Ready, contain_exits, send, serve
 from metier_infra.settings import KafkaSettings
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_infra.testing import Process
@@ -135,6 +136,10 @@ async def torn(state: State) -> dict[str, Any]:
     raise ValueError("torn \ud83d" + "x" * LONGEST_MESSAGE)
 
 
+async def leaves(state: State) -> dict[str, Any]:
+    sys.exit(3)
+
+
 class Mute(Exception):
     def __str__(self) -> str:
         raise TypeError("not even that")
@@ -204,6 +209,7 @@ GRAPHS: Mapping[str, Callable[[], Graph]] = {
     "half": lambda: chain(half),
     "torn": lambda: chain(torn),
     "mute": lambda: chain(mute),
+    "leaves": lambda: chain(leaves),
     "waits": lambda: chain(waits),
     "misspelt": lambda: chain(misspelt),
     "big": lambda: chain(big),
@@ -416,6 +422,12 @@ async def test_a_duplicate_request_starts_nothing_before_while_and_after_its_run
         ("half", {"text": "x"}, "workflow_broken", "JSON"),
         ("torn", {"text": "x"}, "workflow_broken", r"raised ValueError: torn \ud83dxxx"),
         ("mute", {"text": "x"}, "workflow_broken", "raised Mute: it cannot say what is wrong: TypeError"),
+        (
+            "leaves",
+            {"text": "x"},
+            "workflow_broken",
+            "it asked for the end of the process, which goes on: SystemExit(3)",
+        ),
         ("waits", {"text": "x"}, "workflow_broken", "interrupt"),
     ],
 )
@@ -423,6 +435,7 @@ async def test_what_cannot_succeed_ends_failed_with_a_reason_and_the_replica_liv
     house: House, name: str, value: dict[str, Any], code: str, sentence: str
 ) -> None:
     await house.replica()
+    contain_exits()  # as `run_role` does
     run_id = await house.request(name, **value)
     found = (await house.ended(run_id))[run_id]
     assert isinstance(found, RunFailed)

@@ -78,6 +78,10 @@ class Grouped(Generic[Work, Result]):
         except Exception:
             for one in group:
                 await self._do_alone(one)
+        except BaseException:  # whoever ends this, nobody may wait for it for ever
+            for one in group:
+                _fail(one.done, self._hopeless("it was ended before it was known to be done"))
+            raise
         else:
             for one, result in zip(group, results, strict=True):
                 _tell(one.done, result)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+DELIVERED_MS = 30_000
+SETTLED_S = DELIVERED_MS / 1000 + 10.0
+"""After so long kafka-python has sent a record or has given it up, or never will: 3.0.12 can lose sight of a batch while a broker comes and goes."""
 POLL_MS = 200
 FULL_POLL_MS = 10
 ALL_FETCHED = 1 << 30
@@ -120,7 +123,11 @@ class KafkaBus:
         except KafkaError as error:
             return [error] * len(group)
         sent = [[self._append(producer, record) for record in records] for records in group]
-        producer.flush()
+        try:
+            producer.flush(timeout=SETTLED_S)
+        except KafkaError as error:
+            log.warning("a Kafka producer lost a record", action="replace", error=type(error).__name__)
+            self._producer = None
         return [_failure(records) for records in sent]
 
     def _append(self, producer: KafkaProducer, record: Record) -> Sent:
@@ -137,7 +144,7 @@ class KafkaBus:
             enable_idempotence=True,
             allow_auto_create_topics=False,
             max_block_ms=10_000,
-            delivery_timeout_ms=30_000,
+            delivery_timeout_ms=DELIVERED_MS,
             request_timeout_ms=10_000,
             max_request_size=10 << 20,
             metrics_enabled=False,  # nobody reads them, and they take a fifth of the client's time

@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import Context
 from functools import lru_cache
 from typing import Any, cast
 
@@ -32,8 +33,8 @@ _INSISTING = (
 class PostgresDatabase:
     """See `metier_infra.database.Database`. `open` before use; `size` is the most connections it holds.
 
-    What finds all of them in use waits for one, up to `busy_s`; each `patience_s` while anything waits, a connection of its own asks
-    whether the database is there at all, and if it is not, all that wait are told.
+    What finds all of them in use waits for one, up to `busy_s`; each `patience_s` that it waits, a connection of its own asks, for all
+    that wait, whether the database is there at all.
     """
 
     def __init__(self, url: str, size: int = 8, *, busy_s: float = 60.0, patience_s: float = 5.0) -> None:
@@ -49,16 +50,15 @@ class PostgresDatabase:
             url,
             min_size=1,
             max_size=size,
-            timeout=busy_s,
+            timeout=patience_s,
             open=False,
             reconnect_timeout=5.0,
             kwargs={"autocommit": True, "row_factory": dict_row, "connect_timeout": 5},
         )
         self._writes = Grouped(self._together, self._alone, JournalGone)
+        self._busy_s = busy_s
         self._patience_s = patience_s
-        self._waiting: set[asyncio.Timeout] = set()
-        self._watch: asyncio.Task[None] | None = None
-        self._away: Exception | None = None
+        self._look: asyncio.Task[Exception | None] | None = None
 
     async def open(self) -> PostgresDatabase:
         """Connect once, to know at once why it cannot be done; then start the pool. Raises `JournalGone`."""
@@ -80,30 +80,23 @@ class PostgresDatabase:
 
     async def _taken(self) -> AsyncConnection[DictRow]:
         """One of the pool's connections, once there is one for us."""
-        try:
-            async with asyncio.timeout(None) as limit:
-                self._waiting.add(limit)
-                if self._watch is None or self._watch.done():
-                    self._watch = asyncio.create_task(self._look())
-                try:
-                    return await self._pool.getconn()
-                finally:
-                    self._waiting.discard(limit)
-        except TimeoutError as error:
-            raise self._gone(self._away or error) from error
-        except PoolTimeout as error:
-            raise JournalGone(
-                f"Postgres at {self._place} answers, and no connection came free for {self._pool.timeout:g} s"
-            ) from error
+        until = asyncio.get_running_loop().time() + self._busy_s
+        while True:
+            try:
+                return await self._pool.getconn(self._patience_s)
+            except PoolTimeout as error:
+                if (wrong := await self._looked()) is not None:
+                    raise self._gone(wrong) from error
+                if asyncio.get_running_loop().time() > until:
+                    raise JournalGone(
+                        f"Postgres at {self._place} answers, and no connection came free for {self._busy_s:g} s"
+                    ) from error
 
-    async def _look(self) -> None:
-        """While anything waits for a connection."""
-        while self._waiting:
-            await asyncio.sleep(self._patience_s)
-            self._away = await self._asked() if self._waiting else None
-            if self._away is not None:
-                for limit in [one for one in self._waiting if not one.expired()]:
-                    limit.reschedule(0)
+    async def _looked(self) -> Exception | None:
+        """What is wrong with the database; all that want to know it now ask once."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._asked(), context=Context())
+        return await asyncio.shield(self._look)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[AsyncConnection[DictRow]]:
@@ -155,8 +148,8 @@ class PostgresDatabase:
     async def close(self) -> None:
         """Close the pool, after the writes that are under way."""
         await self._writes.end()
-        if self._watch is not None:
-            self._watch.cancel()
+        if self._look is not None:
+            self._look.cancel()
         await self._pool.close()
 
 

@@ -221,6 +221,29 @@ def on_sigterm(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop.set)
 
 
+def contain_exits() -> None:
+    """From now on no task ends this process by `SystemExit`: an author's code that calls `sys.exit`, or a library under it, ends its own run or call as any error does."""
+    loop = asyncio.get_running_loop()
+    make: Any = loop.get_task_factory() or _task
+
+    def contained(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = make(loop, _without_exit(work), **options)
+        return task
+
+    loop.set_task_factory(contained)
+
+
+def _task(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+    return asyncio.Task(work, loop=loop, **options)
+
+
+async def _without_exit(work: Awaitable[Any]) -> Any:
+    try:
+        return await work
+    except SystemExit as error:
+        raise RuntimeError(f"it asked for the end of the process, which goes on: SystemExit({error.code})") from error
+
+
 class Ready:
     """Says that a role is ready, once everything that it waits for is there.
 

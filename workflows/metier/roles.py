@@ -21,7 +21,7 @@ from metier_infra import failpoints, metrics, telemetry
 from metier_infra.bus import Bus, MemoryBus
 from metier_infra.errors import MissingService, UnknownAgent
 from metier_infra.journal import Journal
-from metier_infra.service import Ready, on_sigterm
+from metier_infra.service import Ready, contain_exits, on_sigterm
 from metier_infra.words import AgentCard
 from metier_tools.lane import ToolLane
 
@@ -47,6 +47,7 @@ def run_role(config: Config, role: str, work: Work) -> None:
     async def main() -> None:
         stop = asyncio.Event()
         on_sigterm(stop)
+        contain_exits()
         log.info("starting", action="start", role=role, instance=config.role.instance)
         await work(stop)
         log.info("ended", action="end", role=role)

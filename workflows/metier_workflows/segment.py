@@ -40,8 +40,10 @@ async def to_the_end(
     try:
         while not work.done():
             idle = asyncio.create_task(desk.waiting.idle.wait())
-            await asyncio.wait([work, idle], return_when=asyncio.FIRST_COMPLETED)
-            idle.cancel()
+            try:
+                await asyncio.wait([work, idle], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                idle.cancel()
             if desk.waiting.idle.is_set() and not work.done():
                 raise Parked(desk.waiting.awaited)
         return work.result()

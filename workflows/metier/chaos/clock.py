@@ -1,13 +1,12 @@
-"""A wall clock that can be stepped under a role, as by a time server or an operator. `fleet` starts roles by this module; `faults` steps them.
+"""A wall clock that can be stepped under a role, as by a time server or an operator. `launch` starts a role under it; `faults` steps it.
 
-Started as `python -m metier.chaos.clock ROLE…`. `time.time` is replaced before the role starts: the product's deadlines and those of its libraries go by
-it. `datetime.now`, monotonic clocks and the programs that a role starts keep the true time: nothing else here can give a process a time of its own.
+`time.time` is replaced before the role starts: the product's deadlines and those of its libraries go by it. `datetime.now`, monotonic clocks and the
+programs that a role starts keep the true time: nothing else here can give a process a time of its own.
 """
 
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 import time
 from collections.abc import Callable
@@ -36,10 +35,3 @@ def stepped(path: Path) -> Callable[[], float]:
         return true() + float(_AHEAD.unpack(ahead)[0])
 
     return now
-
-
-if __name__ == "__main__":
-    time.__dict__["time"] = stepped(Path(os.environ[CLOCK]))
-    from metier.cli import main
-
-    main()

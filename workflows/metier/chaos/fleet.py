@@ -18,7 +18,7 @@ from metier.chaos.clock import CLOCK, step
 from metier.chaos.plan import ROLES
 from metier_infra.errors import MissingService
 
-LAUNCH = (sys.executable, "-m", "metier.chaos.clock")
+LAUNCH = (sys.executable, "-m", "metier.chaos.launch")
 """How `metier` is started: under a clock that can be stepped."""
 READY_S = 300.0
 END_S = 40.0
