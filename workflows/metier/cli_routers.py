@@ -25,7 +25,7 @@ from metier import client, compose
 from metier.cli_runs import Json, out, run_command
 from metier.configuration import Config, System
 from metier.router_versions import Source, find
-from metier.terminal import shown
+from metier.terminal import shown, shown_json
 from metier_infra.errors import BadSettings
 from metier_infra.events import REQUESTS, Event, RequestRejected, RouterMoveRequested
 from metier_infra.journal import Journal
@@ -254,4 +254,4 @@ def show(version: Version, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(told))
     else:
-        out.print_json(data=told)
+        out.print(shown_json(told))
