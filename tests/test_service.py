@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,7 @@ from metier_infra.errors import (
 from metier_infra.events import DEAD_LETTERS, RUNS, RunAccepted, RunStarted
 from metier_infra.messages import Delivery, Envelope, Record, decode, encode
 from metier_infra.retry import Backoff
-from metier_infra.service import Ready, buried, contained, dispatch, on_sigterm, retried, send, serve
+from metier_infra.service import Ready, buried, contain_exits, contained, dispatch, on_sigterm, retried, send, serve
 from metier_infra.words import RunId
 
 AT_ONCE = Backoff(first_s=0, attempts=3)
@@ -283,3 +285,23 @@ def test_a_role_without_a_ready_file_still_says_so() -> None:
 def test_every_buried_error_has_a_reason_of_its_own() -> None:
     codes = [kind("x").code for kind in BuryRecord.__subclasses__()]
     assert len(set(codes)) == len(codes)
+
+
+async def leaves() -> None:
+    sys.exit(3)
+
+
+async def test_a_task_that_asks_for_the_end_of_the_process_ends_alone() -> None:
+    contain_exits()
+    with pytest.raises(RuntimeError, match=r"SystemExit\(3\)"):
+        await asyncio.create_task(leaves())
+
+
+async def test_a_task_that_is_cancelled_before_it_begins_leaves_nothing_open() -> None:
+    contain_exits()
+    work = leaves()
+    task = asyncio.create_task(work)
+    task.cancel()
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+    assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED

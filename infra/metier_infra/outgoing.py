@@ -18,17 +18,7 @@ from metier_infra import telemetry
 from metier_infra.bus import Bus
 from metier_infra.events import EVENTS_TOPIC, Event
 from metier_infra.messages import Envelope, encode
-from metier_infra.progress_events import (
-    AgentAnswered,
-    AgentAsked,
-    NodeEnded,
-    NodeStarted,
-    RunParked,
-    RunResumed,
-    TextWritten,
-    ToolAnswered,
-    ToolCalled,
-)
+from metier_infra.progress_events import PROGRESS, NodeEnded, NodeStarted, TextWritten, ToolAnswered, ToolCalled
 from metier_infra.retry import Backoff, persist
 
 log = structlog.get_logger()
@@ -37,12 +27,7 @@ Level = Literal["all", "few", "none"]
 LEVELS: Mapping[Level, frozenset[type[Event]]] = {
     "all": frozenset(),
     "few": frozenset({NodeStarted, NodeEnded, ToolCalled, ToolAnswered, TextWritten}),
-    "none": frozenset(
-        {
-            *(NodeStarted, NodeEnded, ToolCalled, ToolAnswered, TextWritten),
-            *(AgentAsked, AgentAnswered, RunParked, RunResumed),
-        }
-    ),
+    "none": frozenset(PROGRESS),
 }
 """What is not told of a run. Its beginning and end, its decisions and what people are asked always are."""
 BATCH = 100

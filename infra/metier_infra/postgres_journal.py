@@ -50,7 +50,6 @@ class PostgresDatabase:
             url,
             min_size=1,
             max_size=size,
-            timeout=patience_s,
             open=False,
             reconnect_timeout=5.0,
             kwargs={"autocommit": True, "row_factory": dict_row, "connect_timeout": 5},

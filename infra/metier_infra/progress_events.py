@@ -117,3 +117,16 @@ class RunResumed(Event):
     TOPIC: ClassVar[str] = EVENTS_TOPIC
     run_id: RunId
     segment: int
+
+
+PROGRESS: tuple[type[Event], ...] = (
+    TextWritten,
+    NodeStarted,
+    NodeEnded,
+    AgentAsked,
+    AgentAnswered,
+    ToolCalled,
+    ToolAnswered,
+    RunParked,
+    RunResumed,
+)

@@ -228,6 +228,7 @@ def contain_exits() -> None:
 
     def contained(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = make(loop, _without_exit(work), **options)
+        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began never awaited it
         return task
 
     loop.set_task_factory(contained)
