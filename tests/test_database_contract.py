@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import sqlite3
 import time
@@ -25,7 +26,9 @@ from metier_infra.database import (
     check_schema,
     migrate,
     migrations,
+    oldest_code,
     schema_version,
+    statements_of,
 )
 from metier_infra.errors import BadSettings, FencedOff, JournalGone, MissingService, SchemaBehind
 from metier_infra.postgres_journal import PostgresDatabase
@@ -143,9 +146,75 @@ async def test_a_schema_that_is_behind_names_the_command(empty_database: Databas
 
 async def test_a_schema_that_is_ahead_asks_for_a_newer_program(database: Database) -> None:
     await database.write(Statement("INSERT INTO metier_schema (version, at) VALUES (9999, :now)"))
-    with pytest.raises(SchemaBehind, match=r"version 9999, newer than .* deploy a newer"):
+    with pytest.raises(
+        SchemaBehind, match=r"at version 9999, which needs code of version 9999, newer than .* deploy a newer"
+    ):
         await check_schema(database)
     assert await migrate(database) == []
+
+
+async def test_a_schema_that_is_ahead_serves_the_code_before_it_where_each_migration_says_so(
+    database: Database,
+) -> None:
+    # Given two migrations that this code does not know, and that work with it
+    ours = max(migrations())
+    newer = "INSERT INTO metier_schema (version, at, oldest) VALUES (:version, :now, :oldest)"
+    await database.write(Statement(newer, {"version": ours + 1, "oldest": ours}))
+    await database.write(Statement(newer, {"version": ours + 2, "oldest": ours - 1}))
+    # Then it starts with them
+    await check_schema(database)
+    # And a third that does not makes it refuse, whatever a later one says
+    await database.write(Statement(newer, {"version": ours + 3, "oldest": ours + 1}))
+    await database.write(Statement(newer, {"version": ours + 4, "oldest": ours}))
+    with pytest.raises(SchemaBehind, match=f"needs code of version {ours + 1}, newer than this code's {ours}"):
+        await check_schema(database)
+
+
+async def test_two_that_migrate_at_the_same_time_apply_each_migration_once(empty_database: Database) -> None:
+    await migrate(empty_database)
+    await empty_database.write(Statement("DELETE FROM metier_schema WHERE version > 20"))
+    for sql in ("ALTER TABLE runs DROP COLUMN lost", "ALTER TABLE metier_schema DROP COLUMN oldest"):
+        await empty_database.write(Statement(sql))
+    applied = await asyncio.gather(*[migrate(empty_database) for _ in range(3)])
+    assert sorted(version for one in applied for version in one) == [
+        version for version in migrations() if version > 20
+    ]
+
+
+DESTRUCTIVE = re.compile(
+    r"\b(DROP|RENAME|TRUNCATE|DELETE|UNIQUE|SET NOT NULL|ALTER COLUMN|CHECK)\b|NOT NULL(?! DEFAULT)", re.IGNORECASE
+)
+
+
+def breaks_the_code_before(sql: str) -> bool:
+    """Whether a migration does more than add what older code need not know. A table of its own may be as strict as it likes."""
+    return any(DESTRUCTIVE.search(part) for part in statements_of(sql) if not part.upper().startswith("CREATE TABLE"))
+
+
+@pytest.mark.parametrize("version", [version for version in migrations() if version > 20])
+def test_a_migration_says_which_code_works_with_it_and_only_adds_where_that_is_older(version: int) -> None:
+    sql = migrations()[version]
+    oldest = oldest_code(sql)
+    assert oldest is not None
+    assert oldest == version or not breaks_the_code_before(sql)
+
+
+@pytest.mark.parametrize(
+    ("sql", "breaks"),
+    [
+        ("ALTER TABLE runs ADD COLUMN a bigint", False),
+        ("ALTER TABLE runs ADD COLUMN a bigint NOT NULL DEFAULT 0", False),
+        ("CREATE TABLE t (a bigint NOT NULL, UNIQUE (a))", False),
+        ("CREATE INDEX i ON runs (a)", False),
+        ("ALTER TABLE runs ADD COLUMN a bigint NOT NULL", True),
+        ("ALTER TABLE runs DROP COLUMN a", True),
+        ("ALTER TABLE runs RENAME COLUMN a TO b", True),
+        ("CREATE UNIQUE INDEX i ON runs (a)", True),
+        ("CREATE TABLE t (a bigint); DELETE FROM runs", True),
+    ],
+)
+def test_what_breaks_the_code_before_is_told_from_what_only_adds(sql: str, breaks: bool) -> None:
+    assert breaks_the_code_before(sql) is breaks
 
 
 async def test_reading_a_journal_that_was_never_made_says_what_to_run(empty_database: Database) -> None:

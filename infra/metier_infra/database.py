@@ -6,12 +6,13 @@ In every statement `:name` is a parameter and `:now` the database's own clock, i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from metier_infra.errors import SchemaBehind
+from metier_infra.errors import FencedOff, SchemaBehind
 from metier_infra.retry import Backoff, persist
 
 Row = Mapping[str, Any]
@@ -71,38 +72,63 @@ def migrations() -> dict[int, str]:
 
 async def schema_version(db: Database) -> int:
     """The version of the journal's schema; 0 for an empty database."""
-    await db.write(
-        Statement("CREATE TABLE IF NOT EXISTS metier_schema (version bigint PRIMARY KEY, at double precision NOT NULL)")
-    )
-    rows = await db.read("SELECT coalesce(max(version), 0) AS version FROM metier_schema")
+    try:
+        rows = await db.read("SELECT coalesce(max(version), 0) AS version FROM metier_schema")
+    except SchemaBehind:
+        return 0
     return int(rows[0]["version"])
 
 
 async def migrate(db: Database) -> list[int]:
-    """Bring the schema up to date, each migration in a transaction of its own; the versions that were applied."""
+    """Bring the schema up to date, each migration in a transaction of its own; the versions that were applied here, and by nobody else meanwhile."""
+    await db.write(
+        Statement("CREATE TABLE IF NOT EXISTS metier_schema (version bigint PRIMARY KEY, at double precision NOT NULL)")
+    )
     have = await schema_version(db)
-    applied = [version for version in migrations() if version > have]
-    for version in applied:
-        body = [Statement(part) for part in _split(migrations()[version])]
-        await db.write(
-            Statement("INSERT INTO metier_schema (version, at) VALUES (:version, :now)", {"version": version}), *body
-        )
-    return applied
+    return [version for version, sql in migrations().items() if version > have and await _applied(db, version, sql)]
+
+
+async def _applied(db: Database, version: int, sql: str) -> bool:
+    """Whether it was this process that brought the schema to this version."""
+    new = "INSERT INTO metier_schema (version, at) VALUES (:version, :now) ON CONFLICT DO NOTHING"
+    body = [Statement(part) for part in statements_of(sql)]
+    if (oldest := oldest_code(sql)) is not None:
+        place = {"version": version, "oldest": oldest}
+        body.append(Statement("UPDATE metier_schema SET oldest = :oldest WHERE version = :version", place))
+    try:
+        await db.write(Statement(new, {"version": version}, must=True), *body)
+    except FencedOff:
+        return False
+    return True
+
+
+def oldest_code(sql: str) -> int | None:
+    """The schema version of the oldest code that works with what a migration made: its line `-- oldest: N`. None: only code that knows it."""
+    found = re.search(r"^-- oldest: (\d+)$", sql, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 async def check_schema(db: Database) -> None:
-    """Raise `SchemaBehind` unless the schema is exactly the one that this code needs."""
+    """Raise `SchemaBehind` unless this code works with the schema: with its own, or with a newer one whose migrations all say so."""
     have, need = await schema_version(db), max(migrations())
     if have < need:
         raise SchemaBehind(
             f"the journal's schema is at version {have} and this code needs {need}; run `metier migrate`"
         )
-    if have > need:
+    if have > need and (oldest := await _oldest(db, need)) > need:
         raise SchemaBehind(
-            f"the journal's schema is at version {have}, newer than this code's {need}; deploy a newer Métier"
+            f"the journal's schema is at version {have}, which needs code of version {oldest}, newer than this code's {need}; deploy a newer Métier"
         )
 
 
-def _split(sql: str) -> list[str]:
+async def _oldest(db: Database, need: int) -> int:
+    rows = await db.read(
+        "SELECT max(coalesce(oldest, version)) AS oldest FROM metier_schema WHERE version > :need", {"need": need}
+    )
+    return int(rows[0]["oldest"])
+
+
+def statements_of(sql: str) -> list[str]:
+    """The statements of a migration, without its comments."""
     text = "\n".join(line for line in sql.splitlines() if not line.startswith("--"))
     return [part.strip() for part in text.split(";") if part.strip()]

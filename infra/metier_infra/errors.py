@@ -6,6 +6,7 @@ are chained into it where a vendor is fenced and never pass beyond.
     MetierError
     ├── RetryLater          nothing is lost; try again after `after_s`
     │   ├── BusGone             the broker does not answer
+    │   │   └── BusRefused          the broker is there and says no: a password, a certificate or an access control list
     │   ├── JournalGone         the database does not answer
     │   ├── LaneGone            no tool runner took or answered the call
     │   ├── EngineGone          the Docker engine does not answer
@@ -35,6 +36,7 @@ are chained into it where a vendor is fenced and never pass beyond.
     │   ├── UnknownWorkflow
     │   ├── BadInput            the event's input does not fit the workflow
     │   ├── WorkflowBroken      the author's graph raised, or its shape changed under a run
+    │   ├── ProcessLost         the run took one process after the other with it
     │   ├── CallFailed          an agent's call ended failed, and the graph did not handle it
     │   ├── SubRunFailed        a run that a node started did not succeed, and the graph did not handle it
     │   ├── DeadlineMissed
@@ -92,6 +94,10 @@ class RetryLater(MetierError):
 
 class BusGone(RetryLater):
     """The broker does not answer."""
+
+
+class BusRefused(BusGone):
+    """The broker is there and says no to this user, certificate or operation: a person must act, and what waits goes on then."""
 
 
 class JournalGone(RetryLater):
@@ -215,6 +221,10 @@ class BadInput(FailRun):
 
 class WorkflowBroken(FailRun):
     """The author's graph raised, or its shape changed under a run that was in flight."""
+
+
+class ProcessLost(FailRun):
+    """One process after the other died, or broke, while it ran this run."""
 
 
 class CallFailed(FailRun):

@@ -39,7 +39,7 @@ class Run(Word):
     """One execution of one workflow version. Times are seconds since the epoch; money is USD.
 
     `partial` is what its graph's outputs held when a limit ended it. `agents` are those that it had called when it ended; `announced` tells whether the terminal event reached the bus; `traceparent` is the root of the run's trace. Since `parked_at` it does
-    nothing but wait, and is in no process's memory. `parent` is the run whose node started this one, `origin` the run that this one repeats or goes on with.
+    nothing but wait, and is in no process's memory. `lost` counts its processes that died, or broke, while they ran nodes of it, since its last checkpoint. `parent` is the run whose node started this one, `origin` the run that this one repeats or goes on with.
     """
 
     run_id: RunId
@@ -66,6 +66,7 @@ class Run(Word):
     cancel_note: str | None = None
     cancelled_at: float | None = None
     epoch: int = 0
+    lost: int = 0
     announced: bool = False
     accepted_at: float = 0.0
     started_at: float | None = None

@@ -46,13 +46,31 @@ _ACCEPT = (
     " WHERE :queued < 0 OR (SELECT count(*) FROM runs WHERE tenant = :tenant AND status = 'accepted' AND parent IS NULL) < :queued"
     " ON CONFLICT (source, event_id) DO NOTHING RETURNING *"
 )
-_LEASE = (
+
+
+def _telling_whether_it_worked(sql: str) -> str:
+    """The same, with WORKED in it for 1 where the holder of the run ran nodes of it, else 0: a run that waited has no part in the death of its process."""
+    return sql.replace(
+        "WORKED",
+        "CASE WHEN owner IS NOT NULL AND status = 'running'"
+        " AND NOT EXISTS (SELECT 1 FROM calls WHERE calls.run_id = runs.run_id AND answered_at IS NULL)"
+        " AND NOT EXISTS (SELECT 1 FROM waits WHERE waits.run_id = runs.run_id AND waits.ended_at IS NULL)"
+        " AND NOT EXISTS (SELECT 1 FROM runs AS child WHERE child.parent = runs.run_id AND child.status IN ('accepted', 'running', 'parked'))"
+        " THEN 1 ELSE 0 END",
+    )
+
+
+_LEASE = _telling_whether_it_worked(
     "UPDATE runs SET owner = :owner, epoch = epoch + 1, lease_until = :now + :ttl, status = 'running',"
+    " lost = lost + CASE WHEN owner <> :owner THEN WORKED ELSE 0 END,"
     " started_at = coalesce(started_at, :now), parked_s = parked_s + CASE WHEN parked_at IS NOT NULL AND EXISTS (SELECT 1 FROM approvals"
     " WHERE approvals.run_id = runs.run_id AND (decided_at IS NULL OR decided_at >= parked_at)) THEN :now - parked_at ELSE 0 END, parked_at = NULL, wake_at = NULL"
     " WHERE run_id = :run_id AND status IN ('accepted', 'running', 'parked') AND (owner = :owner OR lease_until < :now)"
     " AND (:at_most < 0 OR status = 'running' OR parent IS NOT NULL OR cancelled_at IS NOT NULL OR (SELECT count(*) FROM runs AS other"
     " WHERE other.tenant = runs.tenant AND other.status = 'running' AND other.parent IS NULL) < :at_most) RETURNING *"
+)
+_RECOVER = _telling_whether_it_worked(
+    "UPDATE runs SET lease_until = 0, owner = NULL, lost = lost + WORKED WHERE owner = :owner"
 )
 _AWAIT: Mapping[Awaited, str] = {
     "call": "UPDATE calls SET awaited = :epoch WHERE call_id = :id",
@@ -75,7 +93,7 @@ def _telling_news(sql: str) -> str:
 
 
 _PARK = _telling_news(
-    "UPDATE runs SET status = 'parked', parked_at = :now, owner = NULL, lease_until = 0, wake_at = (SELECT min(due) FROM"
+    "UPDATE runs SET status = 'parked', parked_at = :now, owner = NULL, lease_until = 0, lost = 0, wake_at = (SELECT min(due) FROM"
     " (SELECT deadline AS due FROM calls WHERE calls.run_id = :run_id AND awaited = :epoch AND parked_at IS NULL"
     " UNION ALL SELECT due FROM waits WHERE waits.run_id = :run_id AND awaited = :epoch) AS times)"
     " WHERE run_id = :run_id AND epoch = :epoch AND status = 'running' AND cancelled_at IS NULL AND NOT NEWS RETURNING run_id"
@@ -183,12 +201,16 @@ class Runs:
             Statement("UPDATE runs SET lease_until = 0, owner = NULL WHERE owner = :owner", {"owner": owner})
         )
 
-    async def give_back(self, run_id: RunId, epoch: int) -> None:
-        """Give up the lease of this epoch. One that was taken since, by whomever, stays."""
+    async def recover(self, owner: str) -> None:
+        """The same at the start of a process, for what one of its name held that died."""
+        await self._db.write(Statement(_RECOVER, {"owner": owner}))
+
+    async def give_back(self, run_id: RunId, epoch: int, *, broke: bool = False) -> None:
+        """Give up the lease of this epoch, because our own code `broke` at it or not. One that was taken since, by whomever, stays."""
         await self._db.write(
             Statement(
-                "UPDATE runs SET lease_until = 0, owner = NULL WHERE run_id = :run_id AND epoch = :epoch",
-                {"run_id": run_id, "epoch": epoch},
+                "UPDATE runs SET lease_until = 0, owner = NULL, lost = lost + :broke WHERE run_id = :run_id AND epoch = :epoch",
+                {"run_id": run_id, "epoch": epoch, "broke": int(broke)},
             )
         )
 

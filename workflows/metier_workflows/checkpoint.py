@@ -95,7 +95,7 @@ class JournalSaver(BaseCheckpointSaver[str]):
     def _fence(self, run_id: str) -> list[Statement]:
         if self._epoch is None:
             return []
-        sql = "UPDATE runs SET epoch = epoch WHERE run_id = :run_id AND epoch = :epoch"
+        sql = "UPDATE runs SET lost = 0 WHERE run_id = :run_id AND epoch = :epoch"
         return [Statement(sql, {"run_id": run_id, "epoch": self._epoch}, must=True)]
 
     async def aput(

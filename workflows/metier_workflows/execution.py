@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 from metier_infra import metrics, telemetry
 from metier_infra.bus import Bus
-from metier_infra.errors import FailRun, FencedOff, LimitReached, NoTurn, RetryLater, WorkflowBroken
+from metier_infra.errors import FailRun, FencedOff, LimitReached, NoTurn, ProcessLost, RetryLater, WorkflowBroken
 from metier_infra.events import EVENTS_TOPIC, RunStarted
 from metier_infra.failpoints import failpoint
 from metier_infra.journal import Journal
@@ -39,6 +39,8 @@ from metier_workflows.workflow import Workflow, refuse_gone
 
 log = structlog.get_logger()
 
+LOST_AT_MOST = 5
+"""Processes that a run may take with it, one after the other, before it is ended."""
 FLUSH_S = 0.5
 """How long a segment that ends waits for what it told to go out; seconds."""
 
@@ -93,12 +95,12 @@ class Execution:
             await self._give_back(run)
         except Exception:
             log.exception("run let go after a defect of Métier", action="release", run_id=run_id)
-            await self._give_back(run)
+            await self._give_back(run, broke=True)
 
-    async def _give_back(self, run: Run | None) -> None:
+    async def _give_back(self, run: Run | None, *, broke: bool = False) -> None:
         with suppress(RetryLater):  # the keeper gives back what is held and not here
             if run is not None:
-                await self._journal.runs.give_back(run.run_id, run.epoch)
+                await self._journal.runs.give_back(run.run_id, run.epoch, broke=broke)
 
     async def _lease(self, run_id: RunId, at_most: int | None) -> Run | None:
         if at_most is None:
@@ -157,9 +159,15 @@ class Execution:
 
     async def _outcome(self, run: Run, desk: RunDesk) -> tuple[dict[str, object] | None, Failure | None]:
         try:
+            if run.lost >= LOST_AT_MOST:
+                raise ProcessLost(
+                    f"{run.lost} processes died or broke while they ran what follows the last checkpoint of this run; see what its nodes do there"
+                    " (memory, os._exit, a crash of a library), and then `metier runs retry`"
+                )
             workflow = await self._versions.find(run)
             await self._journal.runs.pin(run.run_id, run.epoch, workflow.version)
             value = workflow.accept(run.input)
+            measuring.run_began(run)
             started = RunStarted(run_id=run.run_id, workflow=workflow.name, version=workflow.version)
             desk.progress.tell(Envelope(started, f"{run.run_id}/started", SOURCE, run.run_id))
             if run.epoch > 1:

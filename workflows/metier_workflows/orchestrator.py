@@ -137,7 +137,7 @@ class Orchestrator:
 
     async def run(self, stop: asyncio.Event, ready: Ready) -> None:
         """Serve until `stop`; then end or let go of every run, so that another replica can take it at once."""
-        await self._journal.runs.release(self._instance)
+        await self._journal.runs.recover(self._instance)
         await self._promotion.refresh()
         last = asyncio.Event()
         requests = Consumption([REQUESTS], "metier.orchestrator.requests", ready=ready.one)
