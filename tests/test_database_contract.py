@@ -181,6 +181,29 @@ async def test_two_that_migrate_at_the_same_time_apply_each_migration_once(empty
     ]
 
 
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_migration_beside_it_costs_a_process_that_has_prepared_its_statements_nothing(
+    postgres_url: str, many: bool
+) -> None:
+    # Given statements that the driver has prepared, because they came often
+    db = RetryingDatabase(await PostgresDatabase(postgres_url, size=2).open(), AT_ONCE)
+    row = Statement(
+        "INSERT INTO tenant_locks (tenant) VALUES ('t') ON CONFLICT (tenant) DO UPDATE SET tenant = 't' RETURNING *"
+    )
+    writes = [row, row] if many else [row]
+    for _ in range(20):
+        await asyncio.gather(
+            db.read("SELECT * FROM tenant_locks"), db.read("SELECT * FROM tenant_locks"), db.write(*writes)
+        )
+    # When the next version adds a column
+    await db.write(Statement("ALTER TABLE tenant_locks ADD COLUMN more bigint DEFAULT 7"))
+    # Then the same statements go on
+    for _ in range(3):
+        assert [one["more"] for one in await db.read("SELECT * FROM tenant_locks")] == [7]
+        assert [[one["more"] for one in rows] for rows in await db.write(*writes)] == [[7]] * len(writes)
+    await db.close()
+
+
 DESTRUCTIVE = re.compile(
     r"\b(DROP|RENAME|TRUNCATE|DELETE|UNIQUE|SET NOT NULL|ALTER COLUMN|CHECK)\b|NOT NULL(?! DEFAULT)", re.IGNORECASE
 )

@@ -104,12 +104,21 @@ class PostgresDatabase:
             try:
                 async with connection:
                     yield connection
+            except errors.FeatureNotSupported:
+                await connection.close()  # with all that it had prepared
+                raise
             finally:
                 await self._pool.putconn(connection)
         except errors.UndefinedTable as error:
             raise SchemaBehind(f"the journal at {self._place} is empty: run `metier migrate`") from error
         except (OperationalError, errors.AdminShutdown, errors.InFailedSqlTransaction) as error:
             raise self._gone(error) from error
+        except errors.FeatureNotSupported as error:
+            if "cached plan" not in str(error):
+                raise
+            raise JournalGone(
+                f"the schema at {self._place} was changed: what was prepared before is out of date"
+            ) from error
 
     async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
         """See `Database.read`."""
