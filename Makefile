@@ -7,7 +7,7 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python .venv/bin/python,.venv/b
 TOO_OLD = Métier needs Python 3.11 or newer with its venv module, or uv. Install one, or set PYTHON=/path/to/python.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check helm up down
+.PHONY: help demo test chaos check kube images up down
 
 help: ## Say what there is
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -16,7 +16,7 @@ demo: .venv/.run ## Watch a team of agents finish a task in a sandbox (ARGS=... 
 	@$(STACK) run --only docker -- .venv/bin/metier demo $(ARGS)
 
 test: ## Check style, types and layers, then run every test on real services (ARGS=... go to pytest)
-	@$(MAKE) --no-print-directory -j2 -Otarget check helm
+	@$(MAKE) --no-print-directory -j2 -Otarget check kube
 	$(STACK) run --state .metier/test --ports auto -- .venv/bin/pytest $(ARGS)
 
 chaos: .venv/.dev ## Break roles and services 1,000 times under 10,000 runs, and check that no promise was broken (an hour or more)
@@ -26,12 +26,15 @@ check: .venv/.dev ## Check format, style, types and layers
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/mypy infra/local infra/images/sandbox
+	.venv/bin/mypy infra/local infra/images/sandbox infra/images/runtime
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 
-helm:
-	@$(PYTHON) infra/local/helm.py version
+kube: ## Build what checks the chart and runs a cluster of fake nodes (minutes, once)
+	@$(PYTHON) infra/local/kubetools.py lint cluster keda monitoring promtool >/dev/null
+
+images: .venv/.run ## Build the images of all roles and of sandboxes, from this machine's own Python (ARGS=... are their names)
+	@$(STACK) run --only docker -- .venv/bin/python infra/local/images.py build $(ARGS)
 
 up: .venv/.run ## Start Kafka, Postgres, Redis, an engine and all of Métier's roles
 	@$(STACK) up --roles

@@ -275,6 +275,18 @@ def test_the_page_is_written_and_the_verdict_said(stored: Path, tmp_path: Path) 
     assert unescape(done.stdout).startswith(f"{file}: ")
 
 
+def test_a_name_tells_the_terminal_nothing_where_only_the_verdict_is_said(tmp_path: Path) -> None:
+    rows = {"qid": [f"q{at}" for at in range(20)]}
+    names = ("loud\x07\x9b31m", "calm")
+    scores = {f"s__{name}": [float(at % 2) for at in range(20)] for name in names}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "rude_q.parquet")
+    parquet.write_table(pyarrow.table(rows | scores), tmp_path / "rude_o.parquet")
+    done = run(tmp_path / "rude", "--html", tmp_path / "report.html")
+    assert done.exit_code == 0
+    assert r"loud\x07\x9b31m" in done.stdout
+    assert done.stdout.strip().isprintable()
+
+
 def test_what_an_evaluation_left_is_compared_too(tmp_path: Path) -> None:
     samples = [Sample(id=f"s{n}", text="how much?", expected="4", category="maths") for n in range(20)]
     begin(tmp_path / "eval", Head(id="e1", name="sums"), samples)

@@ -44,7 +44,8 @@ async def one_run(journal: Journal) -> None:
     made = Run(run_id=RUN, source="/s", event_id="e", workflow="w", version=None, status="accepted", input={}, traceparent=TRACE)  # fmt: skip
     await journal.runs.accept(made)
     await journal.decisions.record("d1", RUN, DECISION, ("t", "w", 1), WANTED)
-    await journal.decisions.record("e1", RUN, DECISION, ("t", "w", 2))
+    wordy = DECISION.model_copy(update={"reason": "because " * 40})
+    await journal.decisions.record("e1", RUN, wordy, ("t", "w", 2))
     await journal.calls.request(Call(call_id=CallId("c"), run_id=RUN, agent="coder", task=WANTED.task, deadline=2e9))
 
 
@@ -169,6 +170,13 @@ def test_decisions_are_listed_with_their_ids(deaf: House) -> None:
     assert [row["decision_id"] for row in rows] == ["d1", "e1"]
     assert rows[0]["chosen"] == ["coder", "reasoner"]
     assert "declared skills" in say("decisions", "list", "aaaa").stdout
+
+
+def test_a_long_reason_takes_nothing_from_who_was_chosen(deaf: House) -> None:
+    listed = say("decisions", "list", "aaaa").stdout
+    assert all(name in listed for name in DECISION.chosen)
+    assert DECISION.topology in listed
+    assert "…" not in listed
 
 
 def test_decisions_are_made_again_and_one_that_comes_out_otherwise_fails_the_command(deaf: House) -> None:

@@ -7,14 +7,16 @@ import json
 import pytest
 from rich.console import Console
 
-from metier import compose
+from metier import compose, demo_learned
 from metier.demo import draw
-from metier.demo_report import Case, document, is_right, sandboxes, scores, tables
+from metier.demo_report import Case, Learned, document, is_right, sandboxes, scores, tables
 from metier.trace import Rows
 from metier_agents.recordings import RecordedQuery, read_recordings
+from metier_infra.routers import RouterVersion, Verdict
 from metier_infra.rows import Run, ToolCallRow
 from metier_infra.words import CallId, Decision, RunId, ToolCallId
 from metier_tools.tool import ToolResult
+from metier_workflows import router_judging
 
 ALL = read_recordings(compose.recordings_path()).queries
 
@@ -113,15 +115,45 @@ def test_sandbox_times_come_from_the_results(cases: list[Case]) -> None:
 
 def test_the_document_is_json_and_the_tables_render(cases: list[Case]) -> None:
     models = {"coder": "recorded:gemini-1.5-flash"}
-    found = json.loads(json.dumps(document(cases, seed=1, elapsed_s=1.0, mode="embedded", models=models)))
+    router = RouterVersion(
+        version="learned-1",
+        kind="learned",
+        digest="d",
+        fitted_on={"rows": 7},
+        fitted_by="a test",
+        report=Verdict(verdict="better", why="+2.0 points on the eval set"),
+    )
+    learned = Learned(router, cases[:1])
+    found = json.loads(json.dumps(document(cases, learned, seed=1, elapsed_s=1.0, mode="embedded", models=models)))
+    assert (found["learned"]["score"]["accuracy"], found["learned"]["verdict"]) == (1.0, "better")
     assert [run["right"] for run in found["runs"]] == [True, False, False]
     assert found["decisions"][0]["runs"] == 2
     assert found["sandbox_ms"]["wall"] == {"count": 1, "p50": 5, "p95": 5}
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(tables(cases, models, 1.0, "embedded"))
-    assert "gemini-1.5-flash (coder)" in captured.get()
-    assert "3 runs" in captured.get()
+        console.print(tables(cases, learned, models, 1.0, "embedded"))
+    shown = " ".join(captured.get().split())
+    for part in ("gemini-1.5-flash (coder)", "4 runs", "learned on 7 other queries", "learned-1: better, +2.0 points"):
+        assert part in shown
+    # and without a second part there is the first
+    assert document(cases, None, seed=1, elapsed_s=1.0, mode="embedded", models=models)["learned"] is None
+
+
+def test_a_router_is_judged_by_queries_that_it_was_not_fitted_on_and_neither_are_drawn() -> None:
+    fitting, judging = demo_learned.parts([one for one in ALL if one.calibrates])
+    ids = [{one.id for one in part} for part in (fitting, judging, draw(100_000, 1))]
+    assert len(ids[0] | ids[1] | ids[2]) == sum(len(one) for one in ids)
+    assert len(judging) > router_judging.FEWEST_ROWS
+
+
+def test_the_rows_of_the_router_are_what_the_agents_models_answered() -> None:
+    one = with_gold("math_word", query("math_word", "").gold or "")
+    found = demo_learned.matrix([one], {"a": "recorded:gpt-3.5-turbo-0125", "b": "recorded:gpt-4o-2024-08-06"})
+    recorded = [one.answers["gpt-3.5-turbo-0125"], one.answers["gpt-4o-2024-08-06"]]
+    assert found.models == ("a", "b")
+    assert found.scores.tolist() == [[float(is_right(one, answer.answer or "")) for answer in recorded]]
+    assert found.costs is not None
+    assert found.costs.tolist() == [[answer.cost_usd for answer in recorded]]
 
 
 def test_the_seed_draws_from_the_half_that_calibrated_nothing() -> None:

@@ -110,6 +110,7 @@ def test_what_was_read_is_written_so_that_it_is_read_the_same(tmp_path: Path) ->
         ({"expected": 1}, "set.jsonl:2: text: this field is missing"),
         ({"text": ""}, "set.jsonl:2: text: string should have at least 1 character"),
         ({"text": 3}, "set.jsonl:2: text: input should be a valid string"),
+        ({**LEGS, "category": "\x1b[31m"}, "set.jsonl:2: category: control characters are not allowed in it"),
         ({"text": "a", "expcted": 3}, "set.jsonl:2: expcted: unknown field; did you mean expected?"),
         ({"text": "a"}, "set.jsonl:2: expected: the scorer exact needs to know what is right"),
         ({"text": "a", "expected": []}, "set.jsonl:2: expected: the scorer exact needs to know what is right"),

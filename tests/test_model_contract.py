@@ -179,3 +179,21 @@ def test_a_file_that_is_no_script_is_refused(tmp_path: Path, text: str) -> None:
         open_model(f"scripted:{path}")
     with pytest.raises(BadSpec, match="not a script"):
         open_model(f"scripted:{tmp_path / 'missing.yaml'}")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (b"text: hi", "a list of turns, such as"),
+        (b"- txt: hi", "turn 1: txt: unknown field; there are"),
+        (b"- text: hi\n- text: [1]", "turn 2: text: input should be a valid string"),
+        (b"- text: \xff", "not UTF-8"),
+    ],
+)
+def test_a_bad_script_is_told_by_turn_and_field_without_a_dump(tmp_path: Path, script: bytes, said: str) -> None:
+    path = tmp_path / "script.yaml"
+    path.write_bytes(script)
+    with pytest.raises(BadSpec) as caught:
+        open_model(f"scripted:{path}")
+    assert str(caught.value).startswith(f"{path}: not a script of model turns: {said}")
+    assert "pydantic" not in str(caught.value)

@@ -132,7 +132,7 @@ class ScriptedModel:
         return turn
 
 
-class _Line(ModelTurn):
+class _Line(ModelTurn, extra="forbid"):
     takes_s: Annotated[float, Field(ge=0, le=60)] = 0.0
 
 
@@ -140,9 +140,25 @@ def read_script(path: Path) -> ScriptedModel:
     """A scripted model from a YAML list of turns (`text`, `uses`, `cost_usd`); the longest `takes_s` among them is what each request takes. Raises `BadSpec`."""
     try:
         turns = TypeAdapter(list[_Line]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise BadSpec(f"{path}: not a script of model turns: {' '.join(str(error).split())[:200]}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+        raise BadSpec(f"{path}: not a script of model turns: {_said(error)}") from error
     plain = [ModelTurn.model_validate(turn.model_dump(exclude={"takes_s"})) for turn in turns]
     return ScriptedModel(
         plain, name=f"scripted:{path.name}", takes_s=max((turn.takes_s for turn in turns), default=0.0)
     )
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with a script: the first faulty turn and its field."""
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())[:200]
+    first = error.errors(include_url=False, include_input=False)[0]
+    if not first["loc"]:
+        return "a list of turns, such as `- {text: hello}`, is expected"
+    turn, *field = first["loc"]
+    where = ": ".join(filter(None, (f"turn {int(turn) + 1}", ".".join(map(str, field)))))
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown field; there are {', '.join(_Line.model_fields)}"
+    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"

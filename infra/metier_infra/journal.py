@@ -15,6 +15,7 @@ from metier_infra.budgets import Budgets
 from metier_infra.calls import Calls
 from metier_infra.database import Database, Statement
 from metier_infra.decisions import Decisions
+from metier_infra.open_runs import OpenRuns
 from metier_infra.outcomes import Outcomes
 from metier_infra.routers import Routers
 from metier_infra.rows import (
@@ -172,6 +173,7 @@ class Journal:
         self.db = db
         self.lease_s = lease_s
         self.runs = Runs(db, lease_s)
+        self.open_runs = OpenRuns(db)
         self.calls = Calls(db, lease_s)
         self.segments = Segments(db)
         self.steps = Steps(db)

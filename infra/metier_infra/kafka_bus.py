@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import queue
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
@@ -24,9 +24,10 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from kafka.errors import CommitFailedError, KafkaError, MessageSizeTooLargeError, RebalanceInProgressError
 
-from metier_infra import kafka_names
+from metier_infra import kafka_access, kafka_names, metrics
+from metier_infra.backlog import Left, Stills, show
 from metier_infra.bus import Consumption, Handler, Lanes
-from metier_infra.errors import BadSettings, BusGone, TooLarge
+from metier_infra.errors import BusGone, TooLarge
 from metier_infra.grouped import Grouped
 from metier_infra.messages import Delivery, Nothing, Record
 from metier_infra.offsets import Offsets
@@ -44,23 +45,18 @@ POLL_MS = 200
 FULL_POLL_MS = 10
 ALL_FETCHED = 1 << 30
 COMMIT_EVERY_S = 0.2
-CONNECTING = {"bootstrap_timeout_ms": 5_000, "reconnect_backoff_max_ms": 1_000}
-"""A broker that is away is said to be so after 5 s, and found again within a second of its return (the client's own: 30 s each)."""
 HEARTBEAT_MS = 1_000
 """By its heartbeat a member that has nothing to commit hears that another one comes or goes, and all wait for the last to hear."""
 STAYING = (StickyPartitionAssignor, RangePartitionAssignor)
 """No more partitions move than must. Not the cooperative one: a poll of kafka-python 3.0.12 gives no records while a member joins,
 and that one has all of them join twice. A group that also has members of an older version agrees on the second."""
+W = TypeVar("W")
+T = TypeVar("T")
 Taken = tuple[TopicPartition, Offsets, int]
+_Left = dict[str, Sequence[Left]]
+"""By group, what was left when somebody last looked."""
 Sent = Any
 """The future of a record that is on its way, or the error that kept it from being sent."""
-
-
-def brokers(settings: KafkaSettings) -> list[str]:
-    """The brokers' addresses. Raises `BadSettings` when none is set."""
-    if not settings.bootstrap:
-        raise BadSettings("METIER_KAFKA_BOOTSTRAP is not set: it names the broker, host:port")
-    return settings.bootstrap.split(",")
 
 
 class KafkaBus:
@@ -77,35 +73,32 @@ class KafkaBus:
         self._producer: KafkaProducer | None = None
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="kafka-send")
         self._sending = Grouped(self._together, self._alone, BusGone)
+        self._left: _Left = {}
 
     async def publish(self, *records: Record) -> None:
         """See `Bus.publish`: acks=all, idempotent; returns when every record is acknowledged. What is published meanwhile goes next, at once."""
         error = await self._sending.do(records)
-        if isinstance(error, MessageSizeTooLargeError):
-            await self._publish_alone(records)
-        elif error is not None:
-            raise self._gone(error) from error
+        if error is None:
+            return
+        if isinstance(error, MessageSizeTooLargeError) or kafka_access.denied(error):
+            await self._in_thread(self._send_alone, records)
+        else:
+            raise await self._in_thread(self._told, error) from error
 
     async def _together(self, group: Sequence[Sequence[Record]]) -> Sequence[KafkaError | None]:
-        return await asyncio.get_running_loop().run_in_executor(self._sender, self._send, group)
+        return await self._in_thread(self._send, group)
+
+    async def _in_thread(self, work: Callable[[W], T], what: W) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._sender, work, what)
 
     async def _alone(self, records: Sequence[Record]) -> KafkaError | None:
         return (await self._together([records]))[0]
 
-    def _gone(self, error: Exception) -> BusGone:
-        return BusGone(f"Kafka at {self._settings.bootstrap} did not take the record: {error or type(error).__name__}")
-
-    async def _publish_alone(self, records: Sequence[Record]) -> None:
-        """Tell which record is too large: after one, kafka-python's producer fails all that were beside it, and all that come after."""
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._sender, self._send_alone, records)
-        except MessageSizeTooLargeError as error:
-            largest = max(len(record.value) for record in records)
-            raise TooLarge(f"Kafka at {self._settings.bootstrap} takes no record of {largest} bytes") from error
-        except KafkaError as error:
-            raise self._gone(error) from error
+    def _told(self, error: KafkaError) -> BusGone:
+        return kafka_access.told(self._settings, error, "did not take the record")
 
     def _send_alone(self, records: Sequence[Record]) -> None:
+        """Tell which record is too large, or not allowed: after one, kafka-python's producer fails all that were beside it, and all that come after."""
         if self._producer is not None:
             self._producer.close(timeout=0)
             self._producer = None
@@ -113,15 +106,17 @@ class KafkaBus:
             producer = self._connect()
             try:
                 producer.send(self._settings.prefix + record.topic, **_sent(record)).get(timeout=30)
+            except MessageSizeTooLargeError as error:
+                size = len(record.value)
+                raise TooLarge(f"Kafka at {self._settings.bootstrap} takes no record of {size} bytes") from error
+            except KafkaError as error:
+                raise self._told(error) from error
             finally:
                 producer.close(timeout=1)
 
     def _send(self, group: Sequence[Sequence[Record]]) -> Sequence[KafkaError | None]:
-        """What became of each of the group, once all of it is settled."""
-        try:
-            producer = self._producer = self._producer or self._connect()
-        except KafkaError as error:
-            return [error] * len(group)
+        """What became of each of the group, once all of it is settled. Raises `BusGone` where no producer can be had."""
+        producer = self._producer = self._producer or self._connect()
         sent = [[self._append(producer, record) for record in records] for records in group]
         try:
             producer.flush(timeout=SETTLED_S)
@@ -137,8 +132,9 @@ class KafkaBus:
             return error
 
     def _connect(self) -> KafkaProducer:
-        return KafkaProducer(
-            bootstrap_servers=brokers(self._settings),
+        return kafka_access.opened(
+            KafkaProducer,
+            self._settings,
             client_id=self._client,
             acks="all",
             enable_idempotence=True,
@@ -148,12 +144,11 @@ class KafkaBus:
             request_timeout_ms=10_000,
             max_request_size=10 << 20,
             metrics_enabled=False,  # nobody reads them, and they take a fifth of the client's time
-            **CONNECTING,
         )
 
     async def consume(self, what: Consumption, handle: Handler, stop: asyncio.Event) -> None:
         """See `Bus.consume`."""
-        puller = _Puller(self._settings, self._client, self._member, what)
+        puller = _Puller(self._settings, self._client, self._member, what, self._left)
         lanes = Lanes(handle, what.concurrency)
         pulling = asyncio.create_task(puller.run(lanes))
         stopping = asyncio.create_task(stop.wait())
@@ -195,7 +190,9 @@ def _failure(sent: Sequence[Sent]) -> KafkaError | None:
 class _Puller:
     """One consumer and the thread that owns it."""
 
-    def __init__(self, settings: KafkaSettings, client: str, member: str | None, what: Consumption) -> None:
+    def __init__(
+        self, settings: KafkaSettings, client: str, member: str | None, what: Consumption, left: _Left
+    ) -> None:
         self._settings = settings
         self._client = client
         self._member = member
@@ -207,6 +204,7 @@ class _Puller:
         self._parts: dict[TopicPartition, Offsets] = {}
         self._committed: dict[TopicPartition, int] = {}
         self._finished: queue.SimpleQueue[Taken] = queue.SimpleQueue()
+        self._stills, self._left = Stills(), left
         self._handed: asyncio.Queue[Sequence[tuple[Delivery, Taken]]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-pull")
@@ -214,12 +212,10 @@ class _Puller:
     async def run(self, lanes: Lanes) -> None:
         """Pull until `end`; hand each record to a free lane."""
         handing = self._handing = asyncio.create_task(self._hand_over(lanes))
+        if (group := self._what.group) is not None:
+            show(self._what.topics, group, lambda: self._left.get(group, ()))
         try:
             await self._loop.run_in_executor(self._thread, self._pull)
-        except KafkaError as error:
-            raise BusGone(
-                f"Kafka at {self._settings.bootstrap} does not answer: {error or type(error).__name__}"
-            ) from error
         finally:
             handing.cancel()
             self._thread.shutdown(wait=False)
@@ -243,7 +239,12 @@ class _Puller:
         self._ending = True
 
     def _pull(self) -> None:
-        consumer = self._open()
+        try:
+            self._pull_by(self._open())
+        except KafkaError as error:
+            raise kafka_access.told(self._settings, error) from error
+
+    def _pull_by(self, consumer: KafkaConsumer) -> None:
         committed_at = time.monotonic()
         try:
             while not self._ending:
@@ -256,6 +257,7 @@ class _Puller:
                 self._collect(wait_s=(POLL_MS - FULL_POLL_MS) / 1000 if full else 0.0)
                 if time.monotonic() - committed_at > COMMIT_EVERY_S:
                     self._commit(consumer)
+                    self._look(consumer)
                     committed_at = time.monotonic()
             self._collect()
             self._commit(consumer)
@@ -266,8 +268,9 @@ class _Puller:
         kafka_names.be_lenient()
         grouped = self._what.group is not None
         static = {"group_instance_id": f"{self._member}.{self._what.group}"} if grouped and self._member else {}
-        consumer: KafkaConsumer = KafkaConsumer(
-            bootstrap_servers=brokers(self._settings),
+        consumer = kafka_access.opened(
+            KafkaConsumer,
+            self._settings,
             client_id=self._client,
             group_id=self._settings.prefix + self._what.group if self._what.group is not None else None,
             enable_auto_commit=False,
@@ -278,21 +281,26 @@ class _Puller:
             metadata_max_age_ms=5_000,
             max_partition_fetch_bytes=8 << 20,
             metrics_enabled=False,
-            **CONNECTING,
             **static,
         )
-        if grouped:
-            names = [self._settings.prefix + topic for topic in self._what.topics]
-            consumer.subscribe(names)
-            for name in names:  # a member that joins without knowing its topics is given nothing, and must join again
-                consumer.partitions_for_topic(name)
-        else:
-            self._assign_all(consumer)
+        try:
+            self._begin(consumer, grouped=grouped)
+        except BaseException:
+            consumer.close(autocommit=False)
+            raise
         return consumer
 
-    def _assign_all(self, consumer: KafkaConsumer) -> None:
+    def _begin(self, consumer: KafkaConsumer, *, grouped: bool) -> None:
         names = [self._settings.prefix + topic for topic in self._what.topics]
-        parts = [TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name) or ()]
+        if grouped:
+            consumer.subscribe(names)
+        # A member that joins without knowing its topics is given nothing, and must join again.
+        parts = {name: consumer.partitions_for_topic(name) or set[int]() for name in names}
+        kafka_access.refuse_hidden(self._settings, [name for name in names if not parts[name]])
+        if not grouped:
+            self._assign_all(consumer, [TopicPartition(name, number) for name in names for number in parts[name]])
+
+    def _assign_all(self, consumer: KafkaConsumer, parts: Sequence[TopicPartition]) -> None:
         consumer.assign(parts)
         ends = consumer.end_offsets(parts) if self._what.start == "latest" else consumer.beginning_offsets(parts)
         for part, offset in ends.items():
@@ -336,7 +344,7 @@ class _Puller:
             self._parts[part] = Offsets()
         offsets = self._parts[part]
         for record in records:
-            offsets.take(record.offset)
+            offsets.take(record.offset, record.timestamp / 1000)
         return [(delivery_of(record, self._settings.prefix), (part, offsets, record.offset)) for record in records]
 
     def _collect(self, wait_s: float = 0.0) -> None:
@@ -360,6 +368,19 @@ class _Puller:
             self._committed.update(due)
         except (CommitFailedError, RebalanceInProgressError) as error:
             log.info("commit put off", action="rebalance", group=self._what.group, reason=type(error).__name__)
+
+    def _look(self, consumer: KafkaConsumer) -> None:
+        """See what is left, for who asks from another thread. While the broker is away, that is what was left when it went."""
+        if metrics.on() and self._ready and self._what.group is not None:
+            held = {part: own for part, own in self._parts.items() if part in consumer.assignment()}
+            self._left[self._what.group] = [self._left_of(consumer, part, own) for part, own in held.items()]
+
+    def _left_of(self, consumer: KafkaConsumer, part: TopicPartition, offsets: Offsets) -> Left:
+        end, oldest_at = consumer.highwater(part) or 0, offsets.oldest_at  # 0: nothing was fetched yet
+        first = consumer.position(part, timeout_ms=0) if end and oldest_at is None else offsets.committable
+        left = end - (end if first is None else first)
+        since = self._stills.since(part, self._committed.get(part, 0), left, time.time())
+        return Left(part.topic.removeprefix(self._settings.prefix), max(0, left), oldest_at, since)
 
 
 def delivery_of(record: ConsumerRecord, prefix: str) -> Delivery:

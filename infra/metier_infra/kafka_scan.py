@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
+from metier_infra import kafka_access
 from metier_infra.errors import BusGone, MissingService
-from metier_infra.kafka_bus import CONNECTING, brokers, delivery_of
+from metier_infra.kafka_bus import delivery_of
 from metier_infra.messages import Delivery
 from metier_infra.settings import KafkaSettings
 
@@ -24,26 +25,34 @@ SILENT_S = 30.0
 
 async def scan(settings: KafkaSettings, topic: str, look: Callable[[Delivery], None]) -> None:
     """See `metier_infra.dead_letters.Scan`. `look` is called in a thread. Raises `BusGone`, and `MissingService` where there is no such topic."""
-    try:
-        await asyncio.to_thread(_scan, settings, topic, look)
-    except KafkaError as error:
-        raise BusGone(f"Kafka at {settings.bootstrap} does not answer: {error or type(error).__name__}") from error
+    await asyncio.to_thread(_scan, settings, topic, look)
 
 
 def _scan(settings: KafkaSettings, topic: str, look: Callable[[Delivery], None]) -> None:
-    consumer: KafkaConsumer = KafkaConsumer(
-        bootstrap_servers=brokers(settings),
+    try:
+        _scan_by(_open(settings), settings, topic, look)
+    except KafkaError as error:
+        raise kafka_access.told(settings, error) from error
+
+
+def _open(settings: KafkaSettings) -> KafkaConsumer:
+    return kafka_access.opened(
+        KafkaConsumer,
+        settings,
         client_id="metier-scan",
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         max_partition_fetch_bytes=8 << 20,
-        **CONNECTING,
     )
+
+
+def _scan_by(consumer: KafkaConsumer, settings: KafkaSettings, topic: str, look: Callable[[Delivery], None]) -> None:
     try:
         name = settings.prefix + topic
         parts = [TopicPartition(name, number) for number in consumer.partitions_for_topic(name) or ()]
         if not parts:
+            kafka_access.refuse_hidden(settings, [name])
             raise MissingService(f"there is no topic {name} at {settings.bootstrap}: `metier topics` makes it")
         consumer.assign(parts)
         consumer.seek_to_beginning(*parts)
@@ -59,7 +68,7 @@ def _to_the_end(
     look: Callable[[Delivery], None],
 ) -> None:
     heard = time.monotonic()
-    while any(consumer.position(part) < end for part, end in ends.items()):
+    while any((consumer.position(part) or 0) < end for part, end in ends.items()):
         batch = consumer.poll(200)
         if batch:
             heard = time.monotonic()

@@ -16,7 +16,7 @@ from kafka.admin import ConfigResource, KafkaAdminClient, NewPartitions, NewTopi
 from kafka.errors import BrokerResponseError, KafkaError
 
 from metier_infra.errors import BadSettings, BusGone
-from metier_infra.kafka_bus import CONNECTING, brokers
+from metier_infra.kafka_access import denied, opened, told
 from metier_infra.settings import KafkaSettings
 
 ALWAYS = {"compression.type": "uncompressed", "cleanup.policy": "delete"}
@@ -76,17 +76,17 @@ class Drift:
 
 def check(settings: KafkaSettings, wanted: Sequence[Topic]) -> list[Drift]:
     """Where the broker's topics are not what is declared; changes nothing. Raises `BusGone`."""
-    with _admin(settings) as admin:
-        named = _named(settings, wanted)
-        return drift(named, _have(admin, named), settings.prefix)
+    with administering(settings) as admin:
+        named = named_on(settings, wanted)
+        return drift(named, found_on(admin, named), settings.prefix)
 
 
 def apply(settings: KafkaSettings, wanted: Sequence[Topic]) -> list[Drift]:
     """Mend what can be mended without a loss; what was done, and what is left to do. Raises `BusGone`, and `BadSettings` where the broker refuses."""
-    with _admin(settings) as admin:
-        named = _named(settings, wanted)
+    with administering(settings) as admin:
+        named = named_on(settings, wanted)
         declared = {topic.name: topic for topic in named}
-        done = [_mended(admin, one, declared) for one in drift(named, _have(admin, named), settings.prefix)]
+        done = [_mended(admin, one, declared) for one in drift(named, found_on(admin, named), settings.prefix)]
         _wait_until_seen(admin, named, settings, {(one.topic, one.what) for one in done if one.state == "mended"})
         return done
 
@@ -170,32 +170,34 @@ def _wait_until_seen(
 ) -> None:
     """A controller says that it is done before each broker shows it."""
     until = time.monotonic() + SEEN_S
-    while mended & {(one.topic, one.what) for one in drift(named, _have(admin, named), settings.prefix)}:
+    while mended & {(one.topic, one.what) for one in drift(named, found_on(admin, named), settings.prefix)}:
         if time.monotonic() > until:
             raise BusGone(f"Kafka at {settings.bootstrap} does not show within {SEEN_S:g} s what was changed")
         time.sleep(0.05)
 
 
 @contextmanager
-def _admin(settings: KafkaSettings) -> Generator[KafkaAdminClient]:
+def administering(settings: KafkaSettings) -> Generator[KafkaAdminClient]:
+    """Somebody who may ask for topics, and change them, as far as the broker lets. Raises `BusGone`, and `BadSettings` where the broker refuses."""
     admin: KafkaAdminClient | None = None
     try:
-        admin = KafkaAdminClient(bootstrap_servers=brokers(settings), client_id="metier-topics", **CONNECTING)
+        admin = opened(KafkaAdminClient, settings, client_id="metier-topics")
         yield admin
     except KafkaError as error:
-        if isinstance(error, BrokerResponseError) and not error.retriable:
+        if isinstance(error, BrokerResponseError) and not error.retriable and not denied(error):
             raise BadSettings(f"Kafka at {settings.bootstrap} refuses: {error}") from error
-        raise BusGone(f"Kafka at {settings.bootstrap} does not answer: {error or type(error).__name__}") from error
+        raise told(settings, error) from error
     finally:
         if admin is not None:
             admin.close()
 
 
-def _named(settings: KafkaSettings, wanted: Sequence[Topic]) -> list[Topic]:
+def named_on(settings: KafkaSettings, wanted: Sequence[Topic]) -> list[Topic]:
+    """The same topics, with the prefix before their names."""
     return [replace(topic, name=settings.prefix + topic.name) for topic in wanted]
 
 
-def _have(admin: KafkaAdminClient, named: Sequence[Topic]) -> dict[str, Found]:
+def found_on(admin: KafkaAdminClient, named: Sequence[Topic]) -> dict[str, Found]:
     """Every topic of the broker; of those that are wanted, their settings too."""
     replicas = {
         str(topic["name"]): [len(part["replica_nodes"]) for part in topic["partitions"]]

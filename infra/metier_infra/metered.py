@@ -1,13 +1,10 @@
-"""A layer round a bus that counts what goes through it. `compose` puts it round every bus; where nothing is exported it only passes on."""
+"""A layer round a bus that counts what goes through it. `compose` puts it round every bus; where nobody reads it, it only passes on."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
-from datetime import datetime
 
 from metier_infra import metrics
 from metier_infra.bus import Bus, Consumption, Handler
@@ -16,11 +13,10 @@ from metier_infra.messages import Delivery, Record
 
 
 class MeteredBus:
-    """See `metier_infra.bus.Bus`. Of each topic that is consumed here it knows the oldest record in hand."""
+    """See `metier_infra.bus.Bus`. What is left of a topic, the bus within says itself (`backlog`)."""
 
     def __init__(self, inner: Bus) -> None:
         self._inner = inner
-        self._in_hand: defaultdict[str, dict[tuple[int, int], float]] = defaultdict(dict)
 
     async def publish(self, *records: Record) -> None:
         """See `Bus.publish`. A dead letter is counted by the topic where it lay, and its reason."""
@@ -34,6 +30,9 @@ class MeteredBus:
 
     async def consume(self, what: Consumption, handle: Handler, stop: asyncio.Event) -> None:
         """See `Bus.consume`."""
+        if what.group is not None:
+            for topic in what.topics:  # from 0, so that the first is seen to come
+                metrics.add(metrics.DEAD_LETTERS, 0, {metrics.TOPIC: topic})
 
         async def metered(delivery: Delivery) -> None:
             if metrics.on():
@@ -50,9 +49,6 @@ class MeteredBus:
     async def _handled(self, delivery: Delivery, handle: Handler, group: str | None) -> None:
         hop = {**_hop("process", delivery.topic), metrics.GROUP: group}
         metrics.add(metrics.CONSUMED, 1, hop)
-        in_hand, place = self._in_hand[delivery.topic], (delivery.partition, delivery.offset)
-        in_hand[place] = made_at(delivery)
-        metrics.watch(metrics.OLDEST_EVENT, lambda: _age(in_hand), {metrics.TOPIC: delivery.topic})
         began, failed = time.perf_counter(), None
         try:
             await handle(delivery)
@@ -60,22 +56,7 @@ class MeteredBus:
             failed = str(getattr(error, "code", type(error).__name__))
             raise
         finally:
-            del in_hand[place]
             metrics.record(metrics.PROCESS_DURATION, time.perf_counter() - began, {**hop, metrics.ERROR_TYPE: failed})
-
-
-def _age(in_hand: Mapping[tuple[int, int], float]) -> float:
-    """Seconds since the oldest of them was made."""
-    return max((time.time() - at for at in list(in_hand.values())), default=0.0)
-
-
-def made_at(delivery: Delivery) -> float:
-    """When an event was made, as it says itself; what says nothing is new. Seconds since the epoch, and never in the future."""
-    now = time.time()
-    told = dict(delivery.headers).get("ce_time", b"")
-    with suppress(ValueError):
-        return min(now, datetime.fromisoformat(told.decode("ascii", "replace")).timestamp())
-    return now
 
 
 def _hop(operation: str, topic: str) -> dict[str, str | None]:

@@ -1,7 +1,7 @@
 """Metrics, declared in one place: names, units and labels by the GenAI and messaging conventions where they have one, and `metier.*` where they have none.
 
-Whoever does the thing counts it: `add` for counters, `record` for histograms, `level` and `watch` for gauges. `start` opens the exporter; before that, and where nothing is
-exported, counting does nothing. No label ever holds a run's or call's id, a prompt or a file's name: only what an operator declared, and classes of outcomes.
+Whoever does the thing counts it: `add` for counters, `record` for histograms, `level` and `watch` for gauges. `start` opens what reads it; before that, and where nobody
+reads it, counting does nothing. No label ever holds a run's or call's id, a prompt or a file's name: only what an operator declared, and classes of outcomes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ COLD = telemetry.SANDBOX_COLD
 TOPOLOGY = "metier.decision.topology"
 CATEGORY = "metier.category"
 WAY = "metier.drift.way"
+ROLE = "metier.role"
+ROLE_STANDING = "metier.role.state"
+VERSION = "metier.version"
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14400, 86400)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
@@ -99,8 +102,26 @@ CONSUMED = _count(
 )
 PROCESS_DURATION = _times("messaging.process.duration", (*_HOP, GROUP, ERROR_TYPE), "handling a record")
 OLDEST_EVENT = Metric(
-    "metier.event.oldest_age", "gauge", "s", (TOPIC,), "age of the oldest record in hand that is not handled yet; 0: none is"
-)  # fmt: skip
+    "metier.event.oldest_age",
+    "gauge",
+    "s",
+    (TOPIC, GROUP),
+    "since when the oldest record has lain on its topic that this consumer has read and not handled; 0: there is none",
+)
+LAG = Metric(
+    "metier.consumer.lag",
+    "gauge",
+    "{record}",
+    (TOPIC, GROUP),
+    "records that are not handled yet, of the partitions that this consumer holds",
+)
+COMMIT_AGE = Metric(
+    "metier.consumer.commit_age",
+    "gauge",
+    "s",
+    (TOPIC, GROUP),
+    "how long ago this consumer last got on in a partition of the topic where records wait; 0: none waits",
+)
 RUN_COST = Metric(
     "metier.run.cost", "histogram", "USD", (WORKFLOW_NAME, STATE), "known cost of a run that ended", DOLLARS
 )
@@ -114,6 +135,30 @@ RUNS = Metric(
 )
 TIME_IN_STATE = _times(
     "metier.run.time_in_state", (STATE,), "how long a run that ended was accepted, running, and parked"
+)
+FIRST_STEP = _times(
+    "metier.run.first_step", (WORKFLOW_NAME,), "from a run's acceptance until its graph begins; told when it begins"
+)
+RUNS_ENDED = _count(
+    "metier.runs.ended",
+    "{run}",
+    (WORKFLOW_NAME, STATE, REASON),
+    "runs that ended, by how: `succeeded`, `failed` or `cancelled`; and the code of what failed",
+)
+OLDEST_RUN = Metric(
+    "metier.run.oldest_age",
+    "gauge",
+    "s",
+    (STATE,),
+    "how long the run that has been in this state the longest is in it; 0: none is: the same from each orchestrator",
+)
+QUIET = Metric(
+    "metier.run.quiet",
+    "gauge",
+    "s",
+    (STATE,),
+    "how long nothing has happened to the run of this state that waits the longest: `accepted`, since it was; `running`, since its last segment began or"
+    " a call of it was sent, taken or answered; `parked`, since it should have been woken: the same from each orchestrator",
 )
 RETRIES = _count("metier.retries", "{retry}", (REASON,), "tries again after something was away or busy")
 DUPLICATES = _count(
@@ -163,6 +208,14 @@ DRIFT = Metric(
     (AGENT_NAME, CATEGORY),
     "how far an agent's outcomes in a category are on the way to an alarm that it changed, 0 to 1: the same from each orchestrator",
 )
+ROLE_STATE = Metric(
+    "metier.role.state",
+    "gauge",
+    "1",
+    (ROLE, ROLE_STANDING),
+    "1 for what the process is, 0 for what it is not: `starting`, `ready` or `draining`",
+)
+BUILD = Metric("metier.build", "gauge", "1", (ROLE, VERSION), "always 1: which Métier this is")
 DRIFT_ALARMS = _count(
     "metier.drift.alarms",
     "{alarm}",
@@ -174,7 +227,7 @@ METRICS: tuple[Metric, ...] = (
     *(TOKEN_USAGE, OPERATION_DURATION, FIRST_CHUNK, WORKFLOW_DURATION, AGENT_DURATION, INFERENCE_CALLS, TOOL_CALLS, TOOL_DURATION),
     *(SENT, CONSUMED, PROCESS_DURATION, OLDEST_EVENT, RUN_COST, MODEL_COST, RUNS, TIME_IN_STATE, RETRIES, DUPLICATES, BUDGET_STOPS),
     *(DEAD_LETTERS, LEASES_EXPIRED, FENCED, CHECKPOINT_DURATION, SANDBOX_WAIT, SANDBOX_BOOT, SANDBOX_KILLS, SELFTEST, DECISIONS),
-    *(OUTCOMES, ROUTERS_BROKEN, DRIFT, DRIFT_ALARMS),
+    *(OUTCOMES, ROUTERS_BROKEN, DRIFT, DRIFT_ALARMS, FIRST_STEP, RUNS_ENDED, OLDEST_RUN, QUIET, LAG, COMMIT_AGE, ROLE_STATE, BUILD),
 )  # fmt: skip
 OTHER = "_OTHER"
 """Stands for a name that others chose, so that nobody can make more series than were declared."""
@@ -212,25 +265,28 @@ class _Gauge:
 _meters: list[_Meter] = []
 
 
-def start(role: str, instance: str, reader: MetricReader | None = None) -> None:
-    """Open the meters of this process, once: exported by OTLP over HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set, or read by `reader`, for tests."""
-    if _meters:
+def start(role: str, instance: str, *readers: MetricReader) -> None:
+    """Open the meters of this process, once, if anybody reads them: `readers`, and by OTLP over HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set."""
+    everybody = [*readers, *_exporters()]
+    if _meters or not everybody:
         return
-    if reader is None:
-        if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")):
-            return
-        from metier_infra.collector import Metrics
-
-        reader = PeriodicExportingMetricReader(Metrics())
     resource = Resource.create(
-        {"service.name": f"metier-{role}", "service.instance.id": instance}, telemetry.SCHEMA_URL
+        {"service.name": telemetry.service(role), "service.instance.id": instance}, telemetry.SCHEMA_URL
     )
     views = [
         View(instrument_name=one.name, aggregation=ExplicitBucketHistogramAggregation(one.buckets))
         for one in METRICS
         if one.buckets
     ]
-    _meters.append(_Meter(MeterProvider([reader], resource, views=views)))
+    _meters.append(_Meter(MeterProvider(everybody, resource, views=views)))
+
+
+def _exporters() -> list[MetricReader]:
+    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")):
+        return []
+    from metier_infra.collector import Metrics
+
+    return [PeriodicExportingMetricReader(Metrics())]
 
 
 def stop() -> None:

@@ -9,20 +9,20 @@ class Offsets:
     """The records of one partition that are in hand. Offsets may have gaps (compaction, transaction markers)."""
 
     def __init__(self) -> None:
-        self._pending: deque[int] = deque()
+        self._pending: deque[tuple[int, float]] = deque()
         self._finished: set[int] = set()
         self._highest = -1
 
-    def take(self, offset: int) -> None:
-        """A record was handed out."""
-        self._pending.append(offset)
+    def take(self, offset: int, at: float = 0.0) -> None:
+        """A record was handed out that came at this time."""
+        self._pending.append((offset, at))
         self._highest = offset
 
     def finish(self, offset: int) -> None:
         """A record's handler returned."""
         self._finished.add(offset)
-        while self._pending and self._pending[0] in self._finished:
-            self._finished.discard(self._pending.popleft())
+        while self._pending and self._pending[0][0] in self._finished:
+            self._finished.discard(self._pending.popleft()[0])
 
     def rewound(self, offset: int) -> bool:
         """Whether `offset` was handed out before: the consumer was sent back, and what is in hand will come again."""
@@ -36,4 +36,9 @@ class Offsets:
     @property
     def committable(self) -> int:
         """The first offset that is not finished: where the group goes on after a crash."""
-        return self._pending[0] if self._pending else self._highest + 1
+        return self._pending[0][0] if self._pending else self._highest + 1
+
+    @property
+    def oldest_at(self) -> float | None:
+        """When the first came that is not finished; None: all are."""
+        return self._pending[0][1] if self._pending else None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from metier_infra.bus import Handler
-from metier_infra.errors import BusGone, JournalGone, Poison
+from metier_infra.errors import BusGone, BusRefused, JournalGone, Poison
 from metier_infra.messages import Delivery
 
 Place = tuple[str, int, int]
@@ -49,6 +49,8 @@ def doubted(handle: Handler, rule: Rule, clock: Callable[[], float] = time.monot
         place = delivery.topic, delivery.partition, delivery.offset
         try:
             await handle(delivery)
+        except BusRefused:
+            raise  # a person's to mend: the record is as good as any
         except (JournalGone, BusGone) as error:
             doubt = doubts.pop(place, Doubt(clock(), others)).again(others)
             if doubt.failures >= rule.failures and clock() - doubt.since_s >= rule.after_s:

@@ -301,13 +301,6 @@ class Runs:
         )
         return [run_of(row) for row in left]
 
-    async def open_by_state(self) -> Mapping[str, int]:
-        """How many runs have not ended, by state."""
-        rows = await self._db.read(
-            "SELECT status, count(*) AS n FROM runs WHERE announced = 0 AND status IN ('accepted', 'running', 'parked') GROUP BY status"
-        )
-        return {row["status"]: int(row["n"]) for row in rows}
-
     async def announced(self, run_id: RunId) -> None:
         """Remember that the terminal event reached the bus."""
         await self._db.write(

@@ -8,19 +8,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
-from metier_infra import telemetry
+from metier_infra import standing, telemetry
 from metier_infra.bus import Bus, Consumption, Handler
-from metier_infra.errors import BuryRecord, BusGone, Defect, FarFuture, MetierError, TooLarge, UnknownEvent
+from metier_infra.errors import BuryRecord, BusGone, BusRefused, Defect, FarFuture, MetierError, TooLarge, UnknownEvent
 from metier_infra.events import DEAD_LETTERS, Event
 from metier_infra.messages import Delivery, Envelope, Record, decode, encode
 from metier_infra.poison import Rule, doubted
@@ -28,6 +28,7 @@ from metier_infra.retry import Backoff, persist
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
 EventHandler = Callable[[Envelope[Any], Delivery], Awaitable[None]]
 """Takes the event of the one type that it is registered for."""
 
@@ -201,17 +202,34 @@ async def serve(
     handle = buried(contained(retried(doubted(dispatch(handlers), rule))), bus)
     waited = retried(handle)
 
-    async def consume() -> None:
-        await bus.consume(what, waited, stop)
+    topics = " and ".join(what.topics)
+
+    def assigned() -> None:
+        standing.here.has(topics)
+        what.ready()
 
     _group.set(what.group)
     while not stop.is_set():
         try:
-            await consume()
+            await bus.consume(replace(what, ready=assigned), waited, stop)
         except BusGone as error:
-            log.warning("broker away", action="reconnect", topics=list(what.topics), error=str(error), after_s=1.0)
+            refused = isinstance(error, BusRefused)
+            tell, said = (log.error, "broker refuses") if refused else (log.warning, "broker away")
+            tell(said, action="reconnect", topics=list(what.topics), group=what.group, error=str(error), after_s=1.0)
+            standing.here.lacks(topics, f"it reads nothing from {topics}: {error}")
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), 1.0)
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What the work gives; None where `stop` came first, and the work was cancelled."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()
 
 
 def on_sigterm(stop: asyncio.Event) -> None:
@@ -246,10 +264,10 @@ async def _without_exit(work: Awaitable[Any]) -> Any:
 
 
 class Ready:
-    """Says that a role is ready, once everything that it waits for is there.
+    """Says that a role is ready, once everything that it waits for is there: by a file, and to who asks over HTTP (`standing`).
 
     Args:
-        path: the file to create (`METIER_READY_FILE`), for `make up` and for a readiness probe; removed when the role drains.
+        path: the file to create (`METIER_READY_FILE`), for `make up`; removed when the role drains.
         waits_for: how many times `one` must be called.
         then: called when the last one is there.
     """
@@ -268,9 +286,14 @@ class Ready:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch()
         log.info("ready", action="serve")
+        standing.here.ready()
         self._then()
 
-    def gone(self) -> None:
-        """The role drains: it is not ready any more."""
+    def gone(self, why: str = "") -> None:
+        """The role is not ready any more: it drains, or means to be ready again, and `why` says what it waits for."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+        if why:
+            standing.here.starting(why)
+        else:
+            standing.here.draining()

@@ -8,24 +8,45 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import socket
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from metier_infra.errors import BadSettings
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 
 class KafkaSettings(BaseSettings):
-    """Where the broker is, and how a consumer behaves."""
+    """Where the broker is, how it is told who comes, and how a consumer behaves."""
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_KAFKA_")
+    model_config = SettingsConfigDict(frozen=True, env_prefix="METIER_KAFKA_", hide_input_in_errors=True)
 
     bootstrap: str | None = Field(
         None, description="host:port of one or more brokers, comma-separated; none: everything in one process"
     )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="what the broker's listener speaks, by Kafka's names"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="how the password is shown, with SASL"
+    )
+    username: str | None = Field(None, description="who comes, with SASL")
+    password: SecretStr | None = Field(None, description="the password, with SASL")
+    ca_file: Path | None = Field(
+        None, description="PEM file of the authority that the broker's certificate is by; none: those of the system"
+    )
+    cert_file: Path | None = Field(
+        None, description="PEM file of this client's certificate, where the broker asks for one"
+    )
+    key_file: Path | None = Field(None, description="PEM file of its key")
     prefix: str = Field(
         "", pattern=r"^[a-zA-Z0-9._-]*$", description="put before every topic and group: several systems on one cluster"
     )
@@ -34,6 +55,45 @@ class KafkaSettings(BaseSettings):
     )
     partitions: int = Field(6, ge=1, description="partitions of a topic that `metier topics` creates")
     replication: int = Field(1, ge=1, description="replicas of a topic that `metier topics` creates")
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _names_brokers(cls, value: str | None) -> str | None:
+        for place in value.split(",") if value else ():
+            if not BROKER.fullmatch(place.strip()):
+                raise ValueError(f"{place.strip()!r} names no broker: set host:port, as broker:9092, with commas between several")  # fmt: skip
+        return value
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if said := _contradiction(self):
+            raise ValueError(said)
+        return self
+
+
+BROKER = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[\w-]{1,63}(?:\.[\w-]{1,63})*\.?):[0-9]{1,5}", re.ASCII)
+"""host:port, where an IPv6 address stands in brackets."""
+
+
+def _contradiction(kafka: KafkaSettings) -> str | None:
+    """What does not go together of how a broker is told who comes, and what to set."""
+    chosen = f"METIER_KAFKA_SECURITY_PROTOCOL={kafka.security_protocol}"
+    known = {"SASL_MECHANISM": kafka.sasl_mechanism, "USERNAME": kafka.username, "PASSWORD": kafka.password}
+    files = {"CA_FILE": kafka.ca_file, "CERT_FILE": kafka.cert_file, "KEY_FILE": kafka.key_file}
+    with_password, with_tls = kafka.security_protocol.startswith("SASL"), kafka.security_protocol.endswith("SSL")
+    if with_password and (name := _first(known, there=False)):
+        return f"METIER_KAFKA_{name} is not set: {chosen} needs METIER_KAFKA_SASL_MECHANISM, METIER_KAFKA_USERNAME and METIER_KAFKA_PASSWORD"
+    if not with_password and (name := _first(known, there=True)):
+        return f"METIER_KAFKA_{name} is set, and {chosen} shows nobody a password: set that to SASL_SSL, or unset METIER_KAFKA_{name}"
+    if not with_tls and (name := _first(files, there=True)):
+        return f"METIER_KAFKA_{name} is set, and {chosen} uses no certificate: set that to SASL_SSL or SSL, or unset METIER_KAFKA_{name}"
+    if (kafka.cert_file is None) != (kafka.key_file is None):
+        return "METIER_KAFKA_CERT_FILE and METIER_KAFKA_KEY_FILE belong together: set both, or neither"
+    return None
+
+
+def _first(values: Mapping[str, object], *, there: bool) -> str | None:
+    return next((name for name, value in values.items() if bool(value) is there), None)
 
 
 class JournalSettings(BaseSettings):
@@ -137,6 +197,13 @@ class RoleSettings(BaseSettings):
         description="this process's name; a name that survives a restart (a StatefulSet pod) lets it take its own work up at once",
     )
     ready_file: Path | None = Field(None, description="created when the role is ready, removed when it drains")
+    http_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="where the role answers `/livez`, `/readyz` and `/metrics`; 0: any free port, which the log names; none: nowhere",
+    )
+    http_host: str = Field("127.0.0.1", description="the address that it answers at; 0.0.0.0 or :: for all")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="what a role writes to standard error"
     )
@@ -197,13 +264,23 @@ def known_names() -> frozenset[str]:
     return frozenset((str(c.model_config.get("env_prefix", "")) + f).upper() for c in SETTINGS for f in c.model_fields)
 
 
+def unknown(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each `METIER_` name there that nothing reads, with the nearest known name."""
+    known = known_names()
+    strange = [one for one in sorted(environment) if one.startswith("METIER_") and one not in known]
+    return [_strange(name, known) for name in strange if not name.startswith(FREE_PREFIXES)]
+
+
+def _strange(name: str, known: frozenset[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"the environment variable {name} is not a setting of Métier{hint}"
+
+
 def refuse_unknown() -> None:
     """Raise `BadSettings` when the environment holds a `METIER_` name that nothing reads."""
-    for name in sorted(os.environ):
-        if name.startswith("METIER_") and name not in known_names() and not name.startswith(FREE_PREFIXES):
-            near = difflib.get_close_matches(name, known_names(), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise BadSettings(f"the environment variable {name} is not a setting of Métier{hint}")
+    for sentence in unknown(os.environ):
+        raise BadSettings(sentence)
 
 
 def load(kind: type[S]) -> S:
@@ -211,9 +288,31 @@ def load(kind: type[S]) -> S:
     try:
         return kind()
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = (str(kind.model_config.get("env_prefix", "")) + str(first["loc"][0])).upper()
-        raise BadSettings(f"{name}: {first['msg']}") from error
+        raise BadSettings(_sentence(kind, error.errors(include_url=False, include_input=False)[0])) from error
+
+
+def load_what_fits(kind: type[S]) -> tuple[S, list[str], bool]:
+    """The settings of one concern, with the default where one does not fit; a sentence for each; and whether they go together: else all are defaults."""
+    try:
+        return kind(), [], True
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)
+    sentences = [_sentence(kind, one) for one in wrong]
+    fields = {str(one["loc"][0]) for one in wrong if one["loc"]}
+    if fields:
+        with suppress(ValidationError):
+            return kind(**_defaults(kind, fields)), sentences, True
+    return kind(**_defaults(kind, kind.model_fields)), sentences, False
+
+
+def _defaults(kind: type[BaseSettings], names: Iterable[str]) -> dict[str, Any]:
+    return {name: kind.model_fields[name].get_default(call_default_factory=True) for name in names}
+
+
+def _sentence(kind: type[BaseSettings], wrong: ErrorDetails) -> str:
+    said = wrong["msg"].removeprefix("Value error, ")
+    name = (str(kind.model_config.get("env_prefix", "")) + str(wrong["loc"][0])).upper() if wrong["loc"] else ""
+    return f"{name}: {said}" if name else said
 
 
 def model_overrides() -> dict[str, str]:

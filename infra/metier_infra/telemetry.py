@@ -234,6 +234,11 @@ class _Carried:
         """See `Span`."""
 
 
+def service(role: str) -> str:
+    """The name under which this process reports: what OTEL_SERVICE_NAME says, as everywhere; else its role's."""
+    return os.environ.get("OTEL_SERVICE_NAME") or f"metier-{role}"
+
+
 def start(role: str, instance: str, exporter: SpanExporter | None = None) -> None:
     """Install the tracer of this process, once. Spans are exported by OTLP over HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 
@@ -242,7 +247,7 @@ def start(role: str, instance: str, exporter: SpanExporter | None = None) -> Non
     if _provider:
         return
     provider = TracerProvider(
-        resource=Resource.create({"service.name": f"metier-{role}", "service.instance.id": instance}, SCHEMA_URL)
+        resource=Resource.create({"service.name": service(role), "service.instance.id": instance}, SCHEMA_URL)
     )
     if exporter is not None:
         provider.add_span_processor(SimpleSpanProcessor(exporter))

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from metier_workflows.choosing.beliefs import Beliefs, counted, known_mean, pull_of
+from metier_workflows.choosing.beliefs import EVERYWHERE, Beliefs, counted, known_mean, pull_of
+from metier_workflows.choosing.matrix import Floats
 from metier_workflows.choosing.streaming import followed, streamed
 
-from .kit import LEADER, SPECIALISTS, drawn
+from .kit import LEADER, SPECIALISTS, drawn, first
 
 
 def beliefs(right: list[list[float]], count: list[list[float]], pull: float = 20.0) -> Beliefs:
@@ -49,6 +50,28 @@ def test_the_pull_is_weak_where_models_differ_by_category_and_strong_where_not()
     assert pulls[1] > 100
 
 
+def pulls(chances: Floats, rows: int) -> list[float]:
+    """What is read off the first rows of eight matrices."""
+    few = [first(drawn(chances, seed=seed), rows) for seed in range(8)]
+    return [
+        pull_of(one.scores, np.array([int(name[5:]) for name in one.categories], np.int64), len(chances)) for one in few
+    ]
+
+
+def test_with_few_labels_neither_every_category_is_believed_nor_none() -> None:
+    alike, many = pulls(np.full((4, 3), 0.7), 60), pulls(np.full((60, 2), 0.7), 300)
+
+    assert all(50 < one < 500 for one in alike)
+    assert all(45 < one < 500 for one in many)
+    assert max(pulls(np.array([[0.9, 0.5], [0.5, 0.9]]), 60)) < 10
+
+
+def test_models_that_never_differ_are_the_same_in_every_category() -> None:
+    same = drawn(np.full((3, 4), 0.7), together=True)
+
+    assert pull_of(same.scores, np.array([int(name[5:]) for name in same.categories], np.int64), 3) == 1000
+
+
 def test_what_is_not_known_is_not_counted() -> None:
     right, count = counted(np.array([[1.0, np.nan], [0.5, np.nan]]), np.array([0, 0], np.int64), 1)
 
@@ -78,19 +101,42 @@ def test_a_model_that_loses_its_right_answers_is_noticed_and_what_was_before_for
 
     after = start.after(run_of(0.5, 150, seed=0))
 
-    assert after.changed == {0}
+    assert after.changed == {(EVERYWHERE, 0)}
     assert after.means()[0, 0] < 0.7
     assert after.means()[0, 1] == pytest.approx(start.means()[0, 1], abs=0.03)
 
 
 def test_a_change_in_one_category_leaves_the_others() -> None:
     start = beliefs([[900.0, 800.0], [900.0, 800.0]], [[1000.0, 1000.0], [1000.0, 1000.0]])
-    good = np.random.default_rng(1).random(100) < 0.9
+    good = (np.random.default_rng(1).random((100, 6)) < 0.9).astype(float)
 
-    after = start.after([one for at in range(100) for one in ((0, 0, 0.0), *[(1, 0, float(good[at]))] * 6)][:140])
+    after = start.after(
+        [one for at in range(100) for one in ((0, 0, 0.0), *((1, 0, float(one)) for one in good[at]))][:140]
+    )
 
     assert after.means()[0, 0] < 0.5
     assert after.means()[1, 0] > 0.75
+    assert after.changed == {(0, 0)}
+    assert (after.has_changed(0, 0), after.has_changed(0, 1), after.has_changed(1, 0)) == (True, False, False)
+
+
+def test_a_model_that_changed_in_one_category_is_explored_there_and_nowhere_else() -> None:
+    same = beliefs([[90.0, 80.0], [90.0, 80.0]], [[100.0, 100.0], [100.0, 100.0]])
+    here, everywhere = (replace(same, changed=frozenset({(row, 0)})) for row in (0, EVERYWHERE))
+
+    assert here.spread(0)[0] == pytest.approx(2 * same.spread(0)[0], rel=0.02)
+    assert here.spread(1).tolist() == same.spread(1).tolist()
+    assert here.spread(0)[1] == same.spread(0)[1]
+    assert (everywhere.spread(1)[0], everywhere.spread(0)[0]) == (here.spread(0)[0], here.spread(0)[0])
+
+
+def test_a_model_that_was_never_as_good_as_a_few_labels_made_it_look_has_not_changed() -> None:
+    lucky = beliefs([[19.0, 10.0], [19.0, 10.0]], [[20.0, 20.0], [20.0, 20.0]], pull=5.0)
+    known = beliefs([[475.0, 250.0], [475.0, 250.0]], [[500.0, 500.0], [500.0, 500.0]], pull=5.0)
+    runs = [run_of(0.7, 100, seed) for seed in range(20)]
+
+    assert sum(bool(lucky.after(run).changed) for run in runs) <= 2
+    assert sum(bool(known.after(run).changed) for run in runs) >= 15
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -130,6 +130,18 @@ def test_differences_that_are_chance_do_not_make_it_choose_by_task(seed: int) ->
     assert not fit(drawn(np.full((3, 3), 0.6), seed=seed, answers=False, prices=False)).routed
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_plans_that_only_go_well_on_the_rows_they_were_found_on_are_not_kept(seed: int) -> None:
+    """In each of 20 categories of 30 queries some model is lucky. Nobody agrees with anybody, so luck is all there is."""
+    matrix = drawn(np.full((20, 5), 0.6), seed=seed)
+    assert matrix.answers is not None
+    own = replace(matrix, answers=np.char.add(matrix.answers, np.array([list(matrix.models)])))
+
+    router = fit(own)
+
+    assert (router.routed, router.plans) == (False, None)
+
+
 def test_with_few_labels_the_best_single_model_is_kept() -> None:
     few = fit(first(drawn(SPECIALISTS), 119))
 

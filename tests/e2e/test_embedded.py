@@ -42,7 +42,9 @@ def metier(environment: Mapping[str, str], *words: str) -> subprocess.CompletedP
 
 def essence(document: dict[str, Any]) -> list[Any]:
     """What must not depend on how the system is run."""
-    return [[run[key] for key in ("query", "status", "answer", "tool_calls", "cost_usd")] for run in document["runs"]]
+    runs = [*document["runs"], *document["learned"]["runs"]]
+    told = [[run[key] for key in ("query", "status", "answer", "tool_calls", "cost_usd")] for run in runs]
+    return [*told, document["learned"]["router"], [one["chosen"] for one in document["learned"]["decisions"]]]
 
 
 def test_embedded_and_distributed_give_the_same(
@@ -72,7 +74,9 @@ def test_the_demo_shows_a_table_decisions_and_one_trace(alone: dict[str, str]) -
     assert done.returncode == 0, done.stderr
     for part in (
         "workflow specialists",
-        "Decisions",
+        "workflow routed",
+        "Decisions by rules",
+        "Decisions of a router that learned on",
         "Tool calls",
         "container",
         "agent coder",
@@ -82,7 +86,11 @@ def test_the_demo_shows_a_table_decisions_and_one_trace(alone: dict[str, str]) -
         assert part in done.stdout
     # and what it did can be looked at afterwards
     listed = json.loads(metier(alone, "runs", "list", "--json").stdout)
-    assert len(listed) == 8
+    assert len(listed) == 16
+    # the second half of it decided by a router that was judged and promoted for these runs alone
+    (router,) = json.loads(metier(alone, "routers", "list", "--json").stdout)
+    assert router["stands"] == {"demo": "promoted"}
+    assert router["report"]["verdict"] in {"better", "undecided"}
     # while a demo leaves nothing running
     assert metier(alone, "publish", "specialists", "{}").returncode == 2
 

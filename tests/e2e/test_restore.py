@@ -11,9 +11,8 @@ from typing import LiteralString
 
 import psycopg
 import pytest
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import CommitFailedError
-from kafka.structs import OffsetAndMetadata
 
 from .conftest import Fleet, new_fleet, until
 from .test_upgrade import agents

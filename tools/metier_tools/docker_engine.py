@@ -6,20 +6,22 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Literal, Protocol, TypeVar, cast
 
 from docker.api.client import APIClient
 from docker.errors import APIError, DockerException, NotFound
-from docker.utils.utils import kwargs_from_env
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 from requests.exceptions import RequestException
 
 from metier_infra.errors import EngineGone, MissingService
 from metier_tools import owner
+from metier_tools.engine_tunnel import tunnel_to
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -28,6 +30,8 @@ ENGINE_S = 15.0
 """How long the engine may take for one request; seconds."""
 SOON_S = 1.0
 """And for what a caller waits for; seconds."""
+LONGEST_REASON = 300
+"""Characters of what the engine says about a refusal."""
 _BAD_REQUEST = 400
 _ATTACH = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
 
@@ -98,6 +102,10 @@ class _Image(BaseModel):
     id: str = Field(alias="Id", pattern=r"^sha256:[0-9a-f]{64}$")
 
 
+class _Version(BaseModel):
+    version: str = Field(alias="Version")
+
+
 class Ended(BaseModel):
     """How a container ended."""
 
@@ -117,11 +125,24 @@ def _keep_one_connection(client: APIClient) -> None:
         adapter.pools = type(adapter.pools)(1, dispose_func=lambda pool: pool.close())
 
 
+def _certificates() -> Path | None:
+    """Docker's own words for TLS: DOCKER_CERT_PATH, or its usual folder where only DOCKER_TLS_VERIFY is set. The other side is always verified."""
+    folder = os.environ.get("DOCKER_CERT_PATH")
+    if folder:
+        return Path(folder)
+    return Path.home() / ".docker" if os.environ.get("DOCKER_TLS_VERIFY") else None
+
+
 def _reason(error: BaseException) -> str:
     """The innermost reason in a chain of errors, which is the one that says something."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _brief(said: str) -> str:
+    """Podman repeats the whole profile of system calls that it does not take."""
+    return said if len(said) <= LONGEST_REASON else f"{said[: LONGEST_REASON // 2]} … {said[-LONGEST_REASON // 2 :]}"
 
 
 def _checked(kind: type[M], answer: object) -> M:
@@ -136,6 +157,8 @@ class Engine:
 
     def __init__(self, base_url: str | None) -> None:
         self.base_url = base_url
+        self._address = base_url or os.environ.get("DOCKER_HOST") or None
+        self._tunnel = tunnel_to(self._address, _certificates())
         self._local = threading.local()
 
     def ask(self, work: Callable[[_Client], T], within_s: float = ENGINE_S) -> T:
@@ -146,15 +169,13 @@ class Engine:
             raise Vanished(str(error.explanation or error)) from error
         except APIError as error:
             kind = MissingService if error.status_code == _BAD_REQUEST else EngineGone
-            raise kind(f"the container engine refused: {error.explanation or error}") from error
+            raise kind(f"the container engine refused: {_brief(str(error.explanation or error))}") from error
         except (DockerException, RequestException, OSError) as error:
             self._drop(within_s)
             raise EngineGone(f"no container engine answers at {self._where()}: {_reason(error)}") from error
 
     def _where(self) -> str:
-        return self.base_url or str(kwargs_from_env().get("base_url") or "its usual place").replace(
-            "http+unix:", "unix:"
-        )
+        return (self._address or "its usual place").replace("http+unix:", "unix:")
 
     def _clients(self) -> dict[float, _Client]:
         """This thread's clients, by how long they wait."""
@@ -174,12 +195,7 @@ class Engine:
         return clients[within_s]
 
     def _connect(self, within_s: float) -> _Client:
-        given = kwargs_from_env()
-        if given.get("tls"):
-            raise MissingService(
-                "a container engine behind TLS cannot be attached to yet: forward its socket, as with `ssh -L`, and name that in DOCKER_HOST"
-            )
-        base_url = self.base_url or given.get("base_url")
+        base_url = self._tunnel.url() if self._tunnel else self._address
         client = APIClient(base_url, version="auto", timeout=math.ceil(within_s), max_pool_size=1)
         _keep_one_connection(client)
         return cast("_Client", client)
@@ -187,8 +203,7 @@ class Engine:
     @property
     def local(self) -> bool:
         """Whether the engine runs on this machine, so that it can mount what lies here."""
-        base_url = self.base_url or str(kwargs_from_env().get("base_url") or "unix:")
-        return base_url.startswith(("unix:", "http+unix:"))
+        return (self._address or "unix:").startswith(("unix:", "http+unix:"))
 
     def answers(self) -> bool:
         """Whether the engine is there."""
@@ -196,6 +211,10 @@ class Engine:
             return bool(self.ask(lambda client: client.ping(), SOON_S))
         except EngineGone:
             return False
+
+    def version(self) -> str:
+        """What it says of itself. Raises `EngineGone`."""
+        return _checked(_Version, self.ask(lambda client: client.version())).version
 
     def image_id(self, reference: str) -> str:
         """The content id of an image. Raises `MissingService` when it is not there."""

@@ -17,6 +17,7 @@ from typing import get_args
 
 import structlog
 
+from metier_infra import metrics, standing
 from metier_infra.errors import BadSettings
 from metier_infra.retry import Backoff, persist
 from metier_infra.service import PATIENT, Ready
@@ -53,8 +54,10 @@ async def serve_tools(
     To be awaited in the process's main thread: the worker lives as long as the thread that started it.
     """
     redis_url, key = _needed(lane)
+    standing.here.starting("it waits for Redis")
     if not await _answers(redis_url, stop):
         return
+    standing.here.starting("the container engine has not proved yet that it keeps every limit")
     box = await asyncio.to_thread(DockerSandbox, sandbox)
     try:
         await asyncio.to_thread(box.check)
@@ -107,6 +110,7 @@ async def serve_with(
         if not stop.is_set():
             Ready(role.ready_file).one()
 
+    standing.here.starting("its Celery worker does not take calls yet")
     with_it = ExitStack()
     try:
         line = with_it.enter_context(closing(RedisLine(lane)))
@@ -129,10 +133,12 @@ async def _keep_working(config: WorkerConfig, role: RoleSettings, stop: asyncio.
     while not stop.is_set():
         worker = await _start(config)
         code = await _until(worker, stop)
-        Ready(role.ready_file).gone()
         if code is None:
+            Ready(role.ready_file).gone()
             await _drain(worker, role.drain_s)
             return
+        Ready(role.ready_file).gone("its Celery worker ended, and another one starts")
+        metrics.add(metrics.RETRIES, 1, {metrics.REASON: "worker_ended"})
         failures += 1
         pause = Backoff(first_s=0.5, ceiling_s=10.0).delay(failures) or 0.0
         log.error("the Celery worker ended", action="start_again", exit_code=code, after_s=pause)

@@ -22,13 +22,17 @@ from metier import (
     bench_orchestrator,
     bench_policies,
     bench_sandbox,
+    cli_acls,
     cli_agents,
     cli_approvals,
+    cli_bench_routing,
     cli_contracts,
     cli_control,
     cli_dead_letters,
     cli_decisions,
+    cli_doctor,
     cli_eval,
+    cli_migrate,
     cli_models,
     cli_off_policy,
     cli_outcomes,
@@ -42,7 +46,6 @@ from metier import (
     cli_tools,
     cli_topics,
     cli_watch,
-    compose,
     configuration,
     demo,
 )
@@ -204,36 +207,6 @@ def dev() -> None:
     _role("dev", work)
 
 
-@app.command(epilog=_example("metier migrate --check"))
-def migrate(
-    check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; fail when the schema is not up to date.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Bring the journal's schema up to date, forward only."""
-    configuration.use_local_stack()
-    config = configuration.configure()
-    applied = asyncio.run(_migrate(config, check=check))
-    if as_json:
-        typer.echo(json.dumps({"applied": applied}))
-    else:
-        typer.echo("the schema is up to date" if not applied else f"applied: {', '.join(map(str, applied))}")
-
-
-async def _migrate(config: configuration.Config, *, check: bool) -> list[int]:
-    from metier_infra import database
-
-    db = await compose.open_database(config, compose.BRIEF, size=1)
-    try:
-        if check:
-            await database.check_schema(db)
-            return []
-        return await database.migrate(db)
-    finally:
-        await db.close()
-
-
 @app.command(epilog=_example("metier version --json"))
 def version(as_json: Json = False) -> None:
     """Tell which Métier this is, and the versions that matter to it."""
@@ -251,7 +224,10 @@ app.command(
         'metier publish specialists \'{"question": "Geb is 10 less than half the age of Haley. If Haley is 26 years old, how old is Geb?"}\' --wait'
     )
 )(cli_runs.publish)
+app.command("doctor", epilog=_example("metier doctor --role orchestrator --role agent:coder --json"))(cli_doctor.doctor)
+app.command("migrate", epilog=_example("metier migrate --check --wait 300"))(cli_migrate.migrate)
 app.command("topics", epilog=_example("metier topics --check --json"))(cli_topics.topics)
+app.command("acls", epilog=_example("metier acls --role agent-coder --principal 'User:CN={role}'"))(cli_acls.acls)
 app.command("prune", epilog=_example("metier prune --checkpoints 7 --runs 90 --yes"))(cli_prune.prune)
 app.command("replay", epilog=_example("metier replay 3f2a --with agent=careful --json"))(cli_replay.command)
 app.command("trace", epilog=_example("metier trace 3f2a --json"))(cli_runs.trace)
@@ -347,4 +323,5 @@ bench.command("policies", epilog=_example("metier bench policies --json   # some
     bench_policies.command
 )
 bench.command("agents", epilog=_example("metier bench agents --calls 2000 --json"))(bench_agents.command)
+bench.command("routing", epilog=_example("metier bench routing --rows 600 --json"))(cli_bench_routing.command)
 bench.command("orchestrator", epilog=_example("metier bench orchestrator --json"))(bench_orchestrator.command)

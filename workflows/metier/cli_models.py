@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from metier.terminal import console
+from metier.terminal import console, shown
 from metier_infra.errors import BadSettings, BadSpec
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def compare(
     elif category is not None:
         console().print(compare_tables.one_category(_named(found, category)))
     elif html is not None:
-        typer.echo(f"{html}: {found.verdict.sentence}")
+        typer.echo(f"{html}: {shown(found.verdict.sentence)}")
     else:
         console().print(compare_tables.tables(found))
 

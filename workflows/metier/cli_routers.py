@@ -5,10 +5,8 @@ Moves are requests, as any backend may publish them; the command waits a while t
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import json
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -24,18 +22,15 @@ from rich.text import Text
 from metier import client, compose
 from metier.cli_runs import Json, out, run_command
 from metier.configuration import Config, System
+from metier.router_moves import Moved, ask
 from metier.router_versions import Source, find
 from metier.terminal import shown, shown_json
 from metier_infra.errors import BadSettings
-from metier_infra.events import REQUESTS, Event, RequestRejected, RouterMoveRequested
+from metier_infra.events import RouterMoveRequested
 from metier_infra.journal import Journal
 from metier_infra.messages import Envelope
-from metier_infra.routers import EVERYONE, Move, RouterVersion, Stages, Verdict
-from metier_infra.service import send
-from metier_infra.words import Failure, Word, stable_id
+from metier_infra.routers import EVERYONE, RouterVersion, Stages, Verdict
 
-TAKEN_S = 10.0
-"""How long a command waits to see that an orchestrator took its request."""
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version, or a beginning that no other one shares.")]
 Tenant = Annotated[str | None, typer.Option(help="Of this tenant alone. Default: of all that have none of their own.")]
 Whose = Annotated[str | None, typer.Option("--tenant", help="Outcomes of this tenant alone. Default: of all.")]
@@ -49,16 +44,6 @@ Columns = Annotated[
     str, typer.Option("--agents", metavar="AGENT=COLUMN,…", help="These columns of it, and whose answers they are.")
 ]
 To = Literal["shadow", "canary", "promoted", "rolled_back"]
-
-
-class Moved(Word):
-    """What became of a request to move a version. `state` is `sent` where no orchestrator took it yet."""
-
-    router: str
-    request_id: str
-    state: Literal["moved", "rejected", "sent"]
-    move: Move | None = None
-    failure: Failure | None = None
 
 
 @asynccontextmanager
@@ -175,33 +160,12 @@ def _move(version: str, to: To, said: Mapping[str, Any], *, as_json: bool) -> No
             event = RouterMoveRequested.model_validate(facts)
         except ValidationError as error:
             raise BadSettings("--by, --tenant and --note are short, and without control characters") from error
-        return await _ask(system, Envelope(event, str(uuid4()), client.SOURCE, router))
+        return await ask(system, Envelope(event, str(uuid4()), client.SOURCE, router))
 
     found = run_command(client.connect, work)
     typer.echo(found.model_dump_json() if as_json else _sentence(found), err=found.failure is not None and not as_json)
     if found.state == "rejected":
         raise typer.Exit(1)
-
-
-async def _ask(system: System, request: Envelope[RouterMoveRequested]) -> Moved:
-    """Publish the request, and see for a while what becomes of it."""
-    rejected: list[Failure] = []
-    move_id = stable_id("move", request.source, request.id)
-
-    def seen(event: Envelope[Event]) -> None:
-        if isinstance(event.data, RequestRejected) and event.data.request_id == request.id:
-            rejected.append(event.data.failure)
-
-    async with client.following(system.bus, seen):
-        await send(system.bus, REQUESTS, request)
-        ends = time.monotonic() + TAKEN_S
-        while (move := await system.journal.routers.moved(move_id)) is None:
-            if rejected or time.monotonic() > ends:
-                break
-            await asyncio.sleep(0.1)
-    state: Literal["moved", "rejected", "sent"] = "moved" if move else "rejected" if rejected else "sent"
-    return Moved(router=request.data.router, request_id=request.id, state=state, move=move,
-                 failure=rejected[0] if rejected else None)  # fmt: skip
 
 
 def _sentence(one: Moved) -> str:

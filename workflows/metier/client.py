@@ -112,20 +112,27 @@ async def publish(
     *,
     event_id: str | None = None,
     limits: Limits | None = None,
+    tenant: str = "default",
 ) -> Envelope[RunRequested]:
     """Publish a request; the event that was sent. The same `event_id` again starts nothing."""
-    asked = request(workflow, value, event_id=event_id, limits=limits)
+    asked = request(workflow, value, event_id=event_id, limits=limits, tenant=tenant)
     await send(bus, REQUESTS, asked)
     return asked
 
 
 def request(
-    workflow: str, value: Mapping[str, JsonValue], *, event_id: str | None = None, limits: Limits | None = None
+    workflow: str,
+    value: Mapping[str, JsonValue],
+    *,
+    event_id: str | None = None,
+    limits: Limits | None = None,
+    tenant: str = "default",
 ) -> Envelope[RunRequested]:
     """The event that asks for a run. Raises `BadSettings` where no workflow can be called so."""
     name = event_id or str(uuid4())
     try:
-        return Envelope(RunRequested(workflow=workflow, input=dict(value), limits=limits), name, SOURCE, key=name)
+        asked = RunRequested(workflow=workflow, input=dict(value), limits=limits, tenant=tenant)
+        return Envelope(asked, name, SOURCE, key=name)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise BadSettings(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -251,21 +251,22 @@ def topics(config: Config) -> list[Drift]:
     """Make the broker's topics what is declared, with one for each agent; what was done, and what is left to do."""
     from metier_infra import kafka_topics
 
-    return kafka_topics.apply(config.kafka, _declared_topics(config))
+    return kafka_topics.apply(config.kafka, declared_topics(config, agent_specs(config)))
 
 
 def topic_drift(config: Config) -> list[Drift]:
     """Where the broker's topics are not what is declared; changes nothing."""
     from metier_infra import kafka_topics
 
-    return kafka_topics.check(config.kafka, _declared_topics(config))
+    return kafka_topics.check(config.kafka, declared_topics(config, agent_specs(config)))
 
 
-def _declared_topics(config: Config) -> list[Topic]:
+def declared_topics(config: Config, agents: Iterable[str]) -> list[Topic]:
+    """The topics as they should be, without prefix, with one for each of the agents."""
     from metier_infra.kafka_topics import Topic
 
     declared = yaml.safe_load((resources.files("metier_infra") / "topics.yaml").read_text())["topics"]
-    names = [tasks_topic(name) for name in sorted(agent_specs(config))]
+    names = [tasks_topic(name) for name in sorted(agents)]
     return [
         Topic(
             name,

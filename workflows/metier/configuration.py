@@ -12,6 +12,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 from pydantic import SecretStr
@@ -24,6 +25,7 @@ from metier_infra.settings import (
     LaneSettings,
     ModelSettings,
     RoleSettings,
+    S,
     SandboxSettings,
     ToolSettings,
     load,
@@ -63,6 +65,19 @@ class System:
 def configure() -> Config:
     """Read the environment. Raises `BadSettings`."""
     refuse_unknown()
+    return read(load)
+
+
+class Load(Protocol):
+    """Reads the settings of one concern."""
+
+    def __call__(self, kind: type[S], /) -> S:
+        """The settings."""
+        ...
+
+
+def read(load: Load) -> Config:
+    """All settings, each concern by `load`."""
     return Config(
         load(KafkaSettings),
         load(JournalSettings),

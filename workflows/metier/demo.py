@@ -27,7 +27,7 @@ from metier_infra.messages import Envelope
 from metier_infra.words import RunId, stable_id
 
 if TYPE_CHECKING:
-    from metier.demo_report import Case
+    from metier.demo_report import Case, Learned
     from metier_agents.recordings import RecordedQuery
 
 QUIET_S = 120.0
@@ -50,7 +50,7 @@ def command(
         bool, typer.Option("--json", help="One JSON document on standard output, for machines.")
     ] = False,
 ) -> None:
-    """Run the shipped workload: real queries, recorded models, real sandboxes; then show what came of it."""
+    """Run the shipped workload: real queries, recorded models, real sandboxes, by rules and then by a router that learned; show what came of it."""
     if distributed and not configuration.use_local_stack():
         raise MissingRun("nothing runs here: `make up` starts the services and roles that --distributed uses")
     config = configuration.configure()
@@ -63,17 +63,17 @@ def command(
         )
     chosen = draw(queries, seed)
     began = time.monotonic()
-    cases = asyncio.run(_run(config, chosen, models, distributed=distributed))
+    named = {name: spec.model for name, spec in compose.agent_specs(config, models).items()}
+    cases, learned = asyncio.run(_run(config, chosen, models, named, distributed=distributed))
     telemetry.stop()
     took, mode = time.monotonic() - began, "distributed" if distributed else "embedded"
-    named = {name: spec.model for name, spec in compose.agent_specs(config, models).items()}
     from metier import demo_report
 
     if as_json:
-        typer.echo(json.dumps(demo_report.document(cases, seed=seed, elapsed_s=took, mode=mode, models=named)))
+        typer.echo(json.dumps(demo_report.document(cases, learned, seed=seed, elapsed_s=took, mode=mode, models=named)))
     else:
-        console().print(demo_report.tables(cases, named, took, mode))
-    if any(case.rows.run.status != "succeeded" for case in cases):
+        console().print(demo_report.tables(cases, learned, named, took, mode))
+    if any(case.rows.run.status != "succeeded" for case in (*cases, *(learned.cases if learned else ()))):
         raise typer.Exit(1)
 
 
@@ -94,20 +94,39 @@ def draw(count: int, seed: int) -> list[RecordedQuery]:
 
 
 async def _run(
-    config: Config, queries: Sequence[RecordedQuery], models: Mapping[str, str], *, distributed: bool
+    config: Config,
+    queries: Sequence[RecordedQuery],
+    models: Mapping[str, str],
+    named: Mapping[str, str],
+    *,
+    distributed: bool,
+) -> tuple[list[Case], Learned | None]:
+    """Both parts: by the author's rules, then by a router that learned; None where no answers are recorded to learn from."""
+    from metier import demo_learned
+    from metier.demo_report import Learned
+
+    async with _system(config, models, distributed=distributed) as system:
+        cases = await _answered(system, queries, "specialists")
+        if not all(model.startswith(demo_learned.RECORDED) for model in named.values()):
+            return cases, None
+        router = await demo_learned.learn(system, named)
+        return cases, Learned(router, await _answered(system, queries, "routed", demo_learned.TENANT))
+
+
+async def _answered(
+    system: System, queries: Sequence[RecordedQuery], workflow: str, tenant: str = "default"
 ) -> list[Case]:
+    """Every query and the run of the workflow that answered it."""
     from metier.demo_report import Case
     from metier.trace import gather
 
-    async with _system(config, models, distributed=distributed) as system:
-        ids = await _ask(system, queries)
-        found: list[Case] = []
-        for query, run_id in zip(queries, ids, strict=True):
-            run = await system.journal.runs.get(run_id)
-            if run is None:
-                raise MissingRun(f"the run {run_id} is not in the journal")
-            found.append(Case(query, await gather(system.journal, run)))
-        return found
+    found: list[Case] = []
+    for query, run_id in zip(queries, await _ask(system, queries, workflow, tenant), strict=True):
+        run = await system.journal.runs.get(run_id)
+        if run is None:
+            raise MissingRun(f"the run {run_id} is not in the journal")
+        found.append(Case(query, await gather(system.journal, run)))
+    return found
 
 
 @asynccontextmanager
@@ -119,7 +138,7 @@ async def _system(config: Config, models: Mapping[str, str], *, distributed: boo
         yield system
 
 
-async def _ask(system: System, queries: Sequence[RecordedQuery]) -> list[RunId]:
+async def _ask(system: System, queries: Sequence[RecordedQuery], workflow: str, tenant: str) -> list[RunId]:
     """Publish every query and wait until each run has ended, showing progress; the runs' ids."""
     batch = uuid4().hex[:8]
     requests = {f"demo-{batch}-{query.id}": query for query in queries}
@@ -127,7 +146,7 @@ async def _ask(system: System, queries: Sequence[RecordedQuery]) -> list[RunId]:
     left, moved = set(ids), asyncio.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("runs", total=len(ids))
+        bar = progress.add_task(f"runs of {workflow}", total=len(ids))
 
         def seen(event: Envelope[Event]) -> None:
             if isinstance(event.data, client.Ended) and event.data.run_id in left:
@@ -137,7 +156,8 @@ async def _ask(system: System, queries: Sequence[RecordedQuery]) -> list[RunId]:
 
         async with client.following(system.bus, seen):
             for event_id, query in requests.items():
-                await client.publish(system.bus, "specialists", {"question": query.text}, event_id=event_id)
+                value = {"question": query.text}
+                await client.publish(system.bus, workflow, value, event_id=event_id, tenant=tenant)
             while left:
                 moved.clear()
                 await _moved(moved, len(left))

@@ -16,6 +16,7 @@ from metier.examples.specialists import comparable
 from metier.trace import Rows, tree
 from metier.trace_tree import TraceNode, render
 from metier_agents.recordings import RecordedQuery
+from metier_infra.routers import RouterVersion
 from metier_infra.words import Decision
 from metier_tools.tool import ToolResult
 
@@ -43,6 +44,19 @@ class Case:
     def cost_usd(self) -> float:
         """What the run cost, in USD."""
         return self.rows.run.cost_usd
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The second part: the router that learned and was promoted, and the same queries answered by its decisions."""
+
+    router: RouterVersion
+    cases: Sequence[Case]
+
+    @property
+    def score(self) -> Score:
+        """How the workflow did under it."""
+        return _ours("workflow routed", self.cases)
 
 
 def is_right(query: RecordedQuery, answer: str) -> bool:
@@ -92,9 +106,13 @@ def _share(values: Sequence[bool]) -> float | None:
 def scores(cases: Sequence[Case]) -> list[Score]:
     """The workflow first, then each recorded model alone on the same queries, best first."""
     queries = [case.query for case in cases]
-    ours = score("workflow specialists", queries, [case.right for case in cases], sum(case.cost_usd for case in cases))
     alone = [_alone(model, queries) for model in sorted({model for query in queries for model in query.answers})]
-    return [ours, *sorted(alone, key=lambda found: -found.accuracy)]
+    return [_ours("workflow specialists", cases), *sorted(alone, key=lambda found: -found.accuracy)]
+
+
+def _ours(name: str, cases: Sequence[Case]) -> Score:
+    right, cost_usd = [case.right for case in cases], sum(case.cost_usd for case in cases)
+    return score(name, [case.query for case in cases], right, cost_usd)
 
 
 def _alone(model: str, queries: Sequence[RecordedQuery]) -> Score:
@@ -132,22 +150,30 @@ def shown(cases: Sequence[Case]) -> TraceNode | None:
     return tree(best.rows) if best else None
 
 
-def tables(cases: Sequence[Case], models: Mapping[str, str], elapsed_s: float, mode: str) -> RenderableType:
+def tables(
+    cases: Sequence[Case], learned: Learned | None, models: Mapping[str, str], elapsed_s: float, mode: str
+) -> RenderableType:
     """Everything for a terminal."""
-    failed = [case for case in cases if case.rows.run.status != "succeeded"]
-    parts: list[RenderableType] = [_score_table(cases, models), _decision_table(cases), _tool_table(sandboxes(cases))]
+    both = [*cases, *(learned.cases if learned else ())]
+    failed = [case for case in both if case.rows.run.status != "succeeded"]
+    parts: list[RenderableType] = [_score_table(cases, learned, models), _decision_table(cases, "Decisions by rules")]
+    if learned:
+        on, report = learned.router.fitted_on.get("rows"), learned.router.report
+        parts.append(_decision_table(learned.cases, f"Decisions of a router that learned on {on} other queries"))
+        parts.append(f"{learned.router.version}: {report.verdict}, {report.why}\n" if report else "")
+    parts.append(_tool_table(sandboxes(cases)))
     node = shown(cases)
     if node:
         parts += ["\n[bold]One run, from event to event[/bold]", render(node)]
     parts.append(
-        f"\n{len(cases)} runs in {elapsed_s:.1f} s, {mode}; {len(failed)} failed. Answers and costs are recorded;"
+        f"\n{len(both)} runs in {elapsed_s:.1f} s, {mode}; {len(failed)} failed. Answers and costs are recorded;"
     )
     parts.append("the calls of tools were written by a fixed rule, and the code was really run in containers.")
     parts += [f"failed: {case.rows.run.run_id} {case.rows.run.failure}" for case in failed[:5]]
     return Group(*parts)
 
 
-def _score_table(cases: Sequence[Case], models: Mapping[str, str]) -> Table:
+def _score_table(cases: Sequence[Case], learned: Learned | None, models: Mapping[str, str]) -> Table:
     counts = {**Counter(case.query.category for case in cases), "all": len(cases)}
     table = Table(title="The workflow against each model alone, on the same queries")
     table.add_column("who", no_wrap=True)
@@ -155,7 +181,8 @@ def _score_table(cases: Sequence[Case], models: Mapping[str, str]) -> Table:
         table.add_column(head.replace("_", "\n") + f"\n({counts.get(head, 0)})", justify="right")
     table.add_column("cost\nUSD", justify="right")
     by_model = {model.removeprefix("recorded:"): name for name, model in models.items()}
-    for found in scores(cases):
+    ours, *alone = scores(cases)
+    for found in (ours, *([learned.score] if learned else ()), *alone):
         name = f"{found.name} [dim]({by_model[found.name]})[/dim]" if found.name in by_model else found.name
         cells = [_percent(found.accuracy), *(_percent(found.by_category[category]) for category in CATEGORIES)]
         table.add_row(
@@ -168,8 +195,8 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _decision_table(cases: Sequence[Case]) -> Table:
-    table = Table("category", "asked", "runs", "dissent", "why", title="Decisions")
+def _decision_table(cases: Sequence[Case], title: str) -> Table:
+    table = Table("category", "asked", "runs", "dissent", "why", title=title)
     seen: defaultdict[tuple[str, str, str], list[Case]] = defaultdict(list)
     for case in cases:
         for decision in case.rows.decisions:
@@ -200,7 +227,13 @@ def _p50_p95(times: Sequence[float]) -> tuple[str, str]:
 
 
 def document(
-    cases: Sequence[Case], *, seed: int, elapsed_s: float, mode: str, models: Mapping[str, str]
+    cases: Sequence[Case],
+    learned: Learned | None,
+    *,
+    seed: int,
+    elapsed_s: float,
+    mode: str,
+    models: Mapping[str, str],
 ) -> dict[str, Any]:
     """Everything for a machine. Runs are in the order of the queries, so that two demos can be compared line by line."""
     found, node = sandboxes(cases), shown(cases)
@@ -221,7 +254,21 @@ def document(
             "boot": _summary(found.boot_ms),
         },
         "runs": [_run(case) for case in cases],
+        "learned": _learned(learned) if learned else None,
         "trace": node.model_dump(mode="json") if node else None,
+    }
+
+
+def _learned(found: Learned) -> dict[str, Any]:
+    report = found.router.report
+    return {
+        "router": found.router.version,
+        "fitted_on": found.router.fitted_on,
+        "verdict": report.verdict if report else None,
+        "why": report.why if report else None,
+        "score": {**vars(found.score), "by_category": dict(found.score.by_category)},
+        "decisions": _counted(_without_seed(one) for case in found.cases for one in case.rows.decisions),
+        "runs": [_run(case) for case in found.cases],
     }
 
 

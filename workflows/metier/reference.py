@@ -20,7 +20,7 @@ from metier.reference_safety import safety_page
 from metier.reference_tables import default_of, described, table, type_name, with_bounds
 from metier.reference_tools import tool_page
 from metier_agents import spec
-from metier_infra import errors, event_types, messages, metrics, service, settings, telemetry, words
+from metier_infra import errors, event_types, messages, metrics, prometheus, service, settings, telemetry, words
 
 MADE = "<!-- Made by `python -m metier.reference docs/reference`; change the code, not this page. -->\n\n"
 WORDS = (
@@ -315,15 +315,24 @@ messaging ({telemetry.SCHEMA_URL.rpartition("/")[2]}). Prompts and answers are r
 def metrics_page() -> str:
     """Every metric, with its unit and labels."""
     rows = [
-        (f"`{one.name}`", one.kind, one.unit, ", ".join(f"`{label}`" for label in one.labels) or "none", one.meaning)
+        (
+            f"`{one.name}`",
+            f"`{prometheus.name_of(one)}`",
+            one.kind,
+            one.unit,
+            ", ".join(f"`{label}`" for label in one.labels) or "none",
+            one.meaning,
+        )
         for one in metrics.METRICS
     ]
-    return "\n".join(["# Metrics\n", _METRICS_HEAD, table(("metric", "kind", "unit", "labels", "meaning"), rows)])
+    head = ("metric", "in Prometheus", "kind", "unit", "labels", "meaning")
+    return "\n".join(["# Metrics\n", _METRICS_HEAD, table(head, rows)])
 
 
-_METRICS_HEAD = """Metrics are exported by OTLP over HTTP when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT` is set, every 60 s or as
-`OTEL_METRIC_EXPORT_INTERVAL` says. Names of `gen_ai.*` and `messaging.*` are those of the semantic conventions; `metier.*` is what these have no name for. A label never holds the
-id of a run or call, a prompt or a file's name; a workflow that nobody serves is counted as `_OTHER`. Where nothing is exported, nothing is counted.
+_METRICS_HEAD = """Where `METIER_HTTP_PORT` is set, each role shows its metrics at `/metrics` for Prometheus. They are exported by OTLP over HTTP, too or instead, when
+`OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_METRICS_ENDPOINT` is set, every 60 s or as `OTEL_METRIC_EXPORT_INTERVAL` says. In Prometheus a label has `_` where it has a
+dot here, and a histogram has `_bucket`, `_sum` and `_count` after its name. Names of `gen_ai.*` and `messaging.*` are those of the semantic conventions; `metier.*` is what these have no name for. A label never holds the
+id of a run or call, a prompt or a file's name; a workflow that nobody serves is counted as `_OTHER`. Where nobody takes them, nothing is counted.
 """
 
 PAGES: Mapping[str, Callable[[], str]] = {

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from functools import partial
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +19,12 @@ import structlog
 
 from metier import compose, compose_tools, configuration
 from metier.configuration import Config, System
-from metier_infra import failpoints, metrics, telemetry
+from metier_infra import failpoints, metrics, standing, telemetry
 from metier_infra.bus import Bus, MemoryBus
 from metier_infra.errors import MissingService, UnknownAgent
 from metier_infra.journal import Journal
-from metier_infra.service import Ready, contain_exits, on_sigterm
+from metier_infra.service import Ready, contain_exits, on_sigterm, unless
+from metier_infra.settings import RoleSettings
 from metier_infra.words import AgentCard
 from metier_tools.lane import ToolLane
 
@@ -33,31 +36,64 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 Work = Callable[[asyncio.Event], Awaitable[None]]
+JOURNAL = "it waits for the journal"
+TOPICS = "it waits until the broker gives it partitions of its topics"
 COLLECT_AFTER = (50_000, 20, 20)
 """New objects until garbage is looked for, and how often the older ones are spared (`gc.set_threshold`; Python's own: 700, 10, 10)."""
 
 
 def run_role(config: Config, role: str, work: Work) -> None:
-    """Run `work` in this process until SIGTERM, with logs and telemetry; spans are flushed at the end."""
+    """Run `work` in this process until SIGTERM, with logs, telemetry and health; spans are flushed at the end."""
     configuration.configure_logs(config.role.log_level)
     telemetry.start(role, config.role.instance)
-    metrics.start(role, config.role.instance)
     failpoints.arm(config.role.failpoints)
 
     async def main() -> None:
         stop = asyncio.Event()
         on_sigterm(stop)
         contain_exits()
+        standing.here.beat()
         log.info("starting", action="start", role=role, instance=config.role.instance)
         await work(stop)
         log.info("ended", action="end", role=role)
 
     try:
-        with _runner() as runner:
+        with _measured(config.role, role), _runner() as runner:
             runner.run(main())
     finally:
         telemetry.stop()
-        metrics.stop()
+
+
+@contextmanager
+def _measured(settings: RoleSettings, role: str) -> Generator[None]:
+    """With metrics, for whoever takes them, and health where a port is set. Raises `BadSettings`."""
+    with ExitStack() as after:
+        after.callback(metrics.stop)
+        if settings.http_port is None:
+            metrics.start(role, settings.instance)
+        else:
+            from metier_infra.health import Health
+            from metier_infra.health_http import HealthServer
+            from metier_infra.prometheus import Prometheus
+
+            prometheus = Prometheus()
+            metrics.start(role, settings.instance, prometheus.reader)
+            health = Health(standing.here, prometheus.exposition)
+            after.enter_context(closing(HealthServer(settings.http_host, settings.http_port, health.answer)))
+        _introduce(role)
+        yield
+
+
+def _introduce(role: str) -> None:
+    """Which Métier this is and how it stands, as metrics."""
+    metrics.level(metrics.BUILD, 1, {metrics.ROLE: role, metrics.VERSION: installed("metier")})
+    for state in standing.STATES:
+        labels = {metrics.ROLE: role, metrics.ROLE_STANDING: state}
+        metrics.watch(metrics.ROLE_STATE, partial(_is, state), labels)
+
+
+def _is(state: standing.State) -> int:
+    return int(standing.here.state == state)
 
 
 def _runner() -> asyncio.Runner:
@@ -75,7 +111,11 @@ def _runner() -> asyncio.Runner:
 async def orchestrator(config: Config, stop: asyncio.Event) -> None:
     """The role `metier orchestrator`, over Kafka."""
     _need_broker(config)
-    journal = await compose.open_journal(config, size=16)
+    standing.here.starting(JOURNAL)
+    journal = await unless(stop, compose.open_journal(config, size=16))
+    if journal is None:
+        return
+    standing.here.starting(TOPICS)
     bus = compose.open_bus(config, "orchestrator")
     try:
         ready = Ready(config.role.ready_file, 2)
@@ -128,8 +168,12 @@ async def agents(config: Config, names: Sequence[str], stop: asyncio.Event) -> N
     opened = compose.open_models(config, served.values(), buckets)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(buckets.close)
-        journal = await compose.open_journal(config)
+        standing.here.starting(JOURNAL)
+        journal = await unless(stop, compose.open_journal(config))
+        if journal is None:
+            return
         stack.push_async_callback(journal.db.close)
+        standing.here.starting(TOPICS)
         bus = compose.open_bus(config, "agent")
         stack.push_async_callback(bus.close)
         lane = compose_tools.open_lane(config)

@@ -167,6 +167,7 @@ class Execution:
             workflow = await self._versions.find(run)
             await self._journal.runs.pin(run.run_id, run.epoch, workflow.version)
             value = workflow.accept(run.input)
+            measuring.run_began(run)
             started = RunStarted(run_id=run.run_id, workflow=workflow.name, version=workflow.version)
             desk.progress.tell(Envelope(started, f"{run.run_id}/started", SOURCE, run.run_id))
             if run.epoch > 1:

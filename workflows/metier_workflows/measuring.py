@@ -1,11 +1,12 @@
-"""What runs are measured by: each when it ends, and how many have not. The names are in `metier_infra.metrics`."""
+"""What runs are measured by: each when it begins and ends, and how many have not. The names are in `metier_infra.metrics`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from metier_infra import metrics
-from metier_infra.rows import Run
+from metier_infra.open_runs import Open
+from metier_infra.rows import ENDED, Run
 from metier_infra.words import Decision
 
 OPEN = ("accepted", "running", "parked")
@@ -18,6 +19,7 @@ def run_ended(run: Run) -> None:
     workflow = run.workflow if known else metrics.OTHER
     name = {metrics.WORKFLOW_NAME: workflow}
     metrics.record(metrics.WORKFLOW_DURATION, run.spent.time_s, {**name, metrics.ERROR_TYPE: failed})
+    metrics.add(metrics.RUNS_ENDED, 1, {**name, metrics.STATE: run.status, metrics.REASON: failed})
     metrics.record(metrics.RUN_COST, run.cost_usd, {**name, metrics.STATE: run.status})
     for state, time_s in _times(run).items():
         metrics.record(metrics.TIME_IN_STATE, time_s, {metrics.STATE: state})
@@ -31,10 +33,27 @@ def _times(run: Run) -> Mapping[str, float]:
     return {state: max(0.0, time_s) for state, time_s in found.items() if state != "parked" or time_s > 0}
 
 
-def runs_by_state(counts: Mapping[str, int]) -> None:
-    """How many runs have not ended."""
+def open_runs(found: Mapping[str, Open]) -> None:
+    """How many runs have not ended, and how long they wait."""
     for state in OPEN:
-        metrics.level(metrics.RUNS, counts.get(state, 0), {metrics.STATE: state})
+        of = found.get(state, Open())
+        for metric, value in ((metrics.RUNS, of.runs), (metrics.OLDEST_RUN, of.age_s), (metrics.QUIET, of.quiet_s)):
+            metrics.level(metric, value, {metrics.STATE: state})
+
+
+def begin(workflows: Iterable[str]) -> None:
+    """Count from 0 what alerts look at, so that the first one is seen to come."""
+    for metric in (metrics.LEASES_EXPIRED, metrics.FENCED, metrics.ROUTERS_BROKEN, metrics.DRIFT_ALARMS):
+        metrics.add(metric, 0)
+    for workflow in workflows:
+        for status in sorted(ENDED):
+            metrics.add(metrics.RUNS_ENDED, 0, {metrics.WORKFLOW_NAME: workflow, metrics.STATE: status})
+
+
+def run_began(run: Run) -> None:
+    """A run's graph begins here; what was taken up again after a crash began before."""
+    if run.epoch == 1 and run.started_at is not None:
+        metrics.record(metrics.FIRST_STEP, run.started_at - run.accepted_at, {metrics.WORKFLOW_NAME: run.workflow})
 
 
 def decided(decision: Decision) -> None:

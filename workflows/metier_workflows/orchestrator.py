@@ -109,6 +109,7 @@ class Orchestrator:
     ) -> None:
         self._bus = bus
         self._journal = journal
+        self._workflows = workflows
         self._cards = cards
         self._instance = instance
         self._drain_s = drain_s
@@ -139,6 +140,7 @@ class Orchestrator:
         """Serve until `stop`; then end or let go of every run, so that another replica can take it at once."""
         await self._journal.runs.recover(self._instance)
         await self._promotion.refresh()
+        measuring.begin(self._workflows.names)
         last = asyncio.Event()
         requests = Consumption([REQUESTS], "metier.orchestrator.requests", ready=ready.one)
         outcomes = Consumption([OUTCOMES], "metier.orchestrator.outcomes")
@@ -240,7 +242,7 @@ class Orchestrator:
             with suppress(RetryLater):
                 await self._approving.attend(quiet_s)
                 if metrics.on():
-                    measuring.runs_by_state(await self._journal.runs.open_by_state())
+                    measuring.open_runs(await self._journal.open_runs.by_state())
                 for run in await self._journal.runs.unattended(quiet_s):
                     if run.run_id not in self._holdings:
                         measuring.woken(run)

@@ -1,7 +1,7 @@
 """Write the sandbox image's root file system as a tar, made of this machine's own Python and shell tools.
 
 Called by `infra/local/image.py`, or alone: `python3 from_system.py rootfs.tar` (`-`: standard output; `--digest`: a
-digest of all that goes in). Hands on to nobody: the tar is what `docker import` takes. It needs Linux with glibc, no
+digest of all that goes in; `--python`: which Python goes in). Hands on to nobody: the tar is what `docker import` takes. It needs Linux with glibc, no
 registry and no root, and names no file that is not in the image. The same machine always writes the same bytes.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-NEEDED = "asyncio ctypes hashlib json re socket sqlite3 ssl zlib"
+NEEDED = "asyncio ctypes hashlib json re socket sqlite3 ssl venv zlib"
 """What sandboxed Python must be able to import; a system Python that cannot is not used."""
 
 TOOLS = """
@@ -41,7 +41,7 @@ AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 LEFT_OUT = {
     *("__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test"),
-    *("tests", "tkinter", "turtledemo", "venv"),
+    *("tests", "tkinter", "turtledemo"),
 }
 """Folders of the standard library that a sandbox has no use for."""
 
@@ -192,6 +192,9 @@ def main() -> None:
     if Path(sys.executable).resolve() != Path(best):
         os.execv(best, [best, "-I", __file__, *sys.argv[1:]])
     (argument,) = sys.argv[1:] or ["-"]
+    if argument == "--python":
+        print(best)
+        return
     entries = tree()
     if argument == "--digest":
         print(digest(entries))

@@ -1,7 +1,7 @@
 """The workflow `specialists`: understand the question, ask one specialist or several at once, give one answer.
 
-It is the job that `metier demo` runs and the example that authors copy: an ordinary LangGraph graph, one of whose nodes is a `route`. Its rules say whom to ask;
-where none fits, the router that was promoted decides. Nothing in it knows of Kafka, containers or which model stands behind an agent.
+It is what `metier demo` runs and the example that authors copy: an ordinary LangGraph graph, one of whose nodes is a `route`. Its rules say whom to ask;
+where none fits, the router that was promoted decides. `routed` is the same without rules. Nothing in it knows of Kafka, containers or which model stands behind an agent.
 
     understand ─▶ solve
 """
@@ -14,7 +14,7 @@ from typing import Literal, TypedDict
 from langgraph.graph import END, START, StateGraph
 from pydantic import BaseModel, ConfigDict, Field
 
-from metier import Verdict, numeric, route, rule, workflow
+from metier import Chooser, Verdict, numeric, route, rule, workflow
 
 Category = Literal["code_reasoning", "math_competition", "math_word"]
 
@@ -114,13 +114,24 @@ RULES = (
 """Who is asked for what: the first that fits."""
 
 
-@workflow("specialists", input=Question)
-def specialists() -> StateGraph[State, None, State, Result]:
-    """Build the graph."""
+def _graph(solve: Chooser) -> StateGraph[State, None, State, Result]:
     graph = StateGraph(State, output_schema=Result)
     graph.add_node("understand", understand)
-    graph.add_node("solve", route("careful", "coder", "reasoner", rules=RULES, key=comparable, into=told))
+    graph.add_node("solve", solve)
     graph.add_edge(START, "understand")
     graph.add_edge("understand", "solve")
     graph.add_edge("solve", END)
     return graph
+
+
+@workflow("specialists", input=Question)
+def specialists() -> StateGraph[State, None, State, Result]:
+    """Build the graph."""
+    return _graph(route("careful", "coder", "reasoner", rules=RULES, key=comparable, into=told))
+
+
+@workflow("routed", input=Question)
+def routed() -> StateGraph[State, None, State, Result]:
+    """Build the same graph without rules: the router that was promoted decides; where no quorum agrees, `careful` has the last word."""
+    who = ("careful", "coder", "reasoner")
+    return _graph(route(*who, default="careful", otherwise="default", key=comparable, into=told))

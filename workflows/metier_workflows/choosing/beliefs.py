@@ -4,8 +4,9 @@ Hierarchical Thompson sampling: a draw from a Beta for each model, at the level 
 reference measurements the posterior is *sharpened*: with four times the counts there is less exploring, which pays where labels were there before.
 
 A model may change. Counts that fade always did not help; so each outcome also moves a *suspicion*, by model and by model in a category: the cumulative sum (Page, 1954) of the
-log-likelihood ratio between "a quarter of the right answers is gone" and "as before". Above `ALARM` the old counts go, and what came since the suspicion last was
-zero is what is known, and the model is drawn less sharply. `drift` watches for operators, who want few false alarms; here a false one costs a few outcomes of learning.
+log-likelihood ratio between "a quarter of the right answers is gone" and "as before", where "before" is a standard deviation below what was believed: that a model was never as good as a few
+labels made it look is no change. Above `ALARM` the old counts go, and what came since the suspicion last was
+zero is what is known, and the model is drawn less sharply where that was seen. `drift` watches for operators, who want few false alarms; here a false one costs a few outcomes of learning.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ LEFT = 0.75
 """The share of right answers that is left after the change that is looked for."""
 ALARM = float(np.log(10_000.0))
 """Without a change an alarm comes no sooner than after about 10,000 outcomes of one model (Lorden, 1971)."""
+EVERYWHERE = -1
+"""The place of all categories together."""
+PULLS = np.geomspace(2.0, 1000.0, 32)
+"""How many outcomes a record elsewhere may be worth; before anything is seen each is as likely as the next."""
+TINY = 1e-12
 
 
 def _none() -> Floats:
@@ -37,7 +43,7 @@ class Beliefs:
     Attributes:
         pull: the model's record over all categories counts in each of them as so many outcomes.
         suspicion, since_right, since_all: the cumulative sums, and what came since each was zero last: one row a category, and one for all together.
-        changed: models whose counts went because they changed.
+        changed: whose counts went because they changed: category, or `EVERYWHERE`, and model.
     """
 
     right: Floats
@@ -46,7 +52,7 @@ class Beliefs:
     suspicion: Floats = field(default_factory=_none)
     since_right: Floats = field(default_factory=_none)
     since_all: Floats = field(default_factory=_none)
-    changed: frozenset[int] = frozenset()
+    changed: frozenset[tuple[int, int]] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.suspicion.size:
@@ -73,29 +79,38 @@ class Beliefs:
     def act(self, category: int | None, random: np.random.Generator) -> int:
         """The model whose draw is the highest; by its record over all categories, where there is none."""
         right, count = self._evidence(category)
-        sharp = self._sharp()
+        sharp = self._sharp(category)
         return int(np.argmax(random.beta(sharp * right, sharp * (count - right))))
 
     def spread(self, category: int | None) -> Floats:
         """The standard deviation of each model's draw."""
         right, count = self._evidence(category)
         mean = right / count
-        return np.sqrt(mean * (1 - mean) / (self._sharp() * count + 1))
+        deviation: Floats = np.sqrt(mean * (1 - mean) / (self._sharp(category) * count + 1))
+        return deviation
 
-    def _sharp(self) -> Floats:
+    def has_changed(self, model: int, category: int) -> bool:
+        """Whether this model was seen to change in this category, or everywhere."""
+        return not self.changed.isdisjoint({(category, model), (EVERYWHERE, model)})
+
+    def _sharp(self, category: int | None) -> Floats:
         """A model that changed is drawn from its bare counts: it was noticed when it did badly, which may have been bad luck."""
-        return np.where(self._same, SHARPENED, 1.0)
+        sharp: Floats = self._sharpness[EVERYWHERE if category is None else category]
+        return sharp
 
     @cached_property
-    def _same(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        return np.array([model not in self.changed for model in range(self.right.shape[1])])
+    def _sharpness(self) -> Floats:
+        rows, models = self.suspicion.shape
+        sharp = np.full((rows, models), SHARPENED)
+        for row, model in self.changed:
+            sharp[slice(None) if row == EVERYWHERE else row, model] = 1.0
+        return sharp
 
     def _evidence(self, category: int | None) -> tuple[Floats, Floats]:
         if category is None:
             return self.right.sum(axis=0) + 1, self.all.sum(axis=0) + 2
-        return self.right[category] + self.pull * self._prior(category, self.everywhere()), self.all[
-            category
-        ] + self.pull
+        prior = self._prior(category, self.everywhere())
+        return self.right[category] + self.pull * prior, self.all[category] + self.pull
 
     def after(self, outcomes: Iterable[tuple[int, int, float]]) -> Beliefs:
         """What is believed after these outcomes (category, model, score 0 to 1), in this order; this one stays as it is."""
@@ -120,41 +135,41 @@ class Beliefs:
         expected = self._expected(category, model)
         self.right[category, model] += score
         self.all[category, model] += 1
-        everywhere = self._suspect(-1, model, expected, score)
-        if everywhere or self._suspect(category, model, expected, score):
-            return self._forgotten(None if everywhere else category, model)
-        return self
+        for row in (category, EVERYWHERE):
+            self._suspect(row, model, expected, score)
+        here, everywhere = self.suspicion[[category, EVERYWHERE], model]
+        if max(here, everywhere) <= ALARM:
+            return self
+        return self._forgotten(category if here >= everywhere else EVERYWHERE, model)
 
     def _expected(self, category: int, model: int) -> float:
-        """The mean of this model in this category, from what came before the suspicion began."""
+        """The least that this model may be thought to be worth in this category: a standard deviation below the mean."""
         right, count = self._evidence(category)
-        return float(min(max(right[model] / count[model], 0.05), 0.95))
+        mean = right[model] / count[model]
+        return float(min(max(mean - np.sqrt(mean * (1 - mean) / (count[model] + 1)), 0.05), 0.95))
 
-    def _suspect(self, row: int, model: int, expected: float, score: float) -> bool:
+    def _suspect(self, row: int, model: int, expected: float, score: float) -> None:
         gone = (1 - LEFT) * expected / (1 - expected)
         step = score * np.log(LEFT) + (1 - score) * np.log1p(gone)
         risen = self.suspicion[row, model] + step
         if risen <= 0:
             self.suspicion[row, model] = self.since_right[row, model] = self.since_all[row, model] = 0.0
-            return False
+            return
         self.suspicion[row, model] = risen
         self.since_right[row, model] += score
         self.since_all[row, model] += 1
-        return bool(risen > ALARM)
 
-    def _forgotten(self, category: int | None, model: int) -> Beliefs:
-        row = -1 if category is None else category
+    def _forgotten(self, row: int, model: int) -> Beliefs:
         right, count = self.since_right[row, model], self.since_all[row, model]
-        if category is None:
+        if row == EVERYWHERE:
             self._lower(model, right, count)
         else:
-            self.right[category, model], self.all[category, model] = right, count
-        rows = slice(None) if category is None else slice(category, category + 1)
+            self.right[row, model], self.all[row, model] = right, count
+        rows = slice(None) if row == EVERYWHERE else slice(row, row + 1)
         for sums in (self.suspicion, self.since_right, self.since_all):
             sums[rows, model] = 0.0
-        return Beliefs(
-            self.right, self.all, self.pull, self.suspicion, self.since_right, self.since_all, self.changed | {model}
-        )
+        changed = self.changed | {(row, model)}
+        return Beliefs(self.right, self.all, self.pull, self.suspicion, self.since_right, self.since_all, changed)
 
     def _lower(self, model: int, right: float, count: float) -> None:
         """Every category keeps its rank, and counts for its share of the outcomes that came since."""
@@ -185,13 +200,18 @@ def counted(
 def pull_of(scores: Floats, categories: np.ndarray[tuple[int], np.dtype[np.int64]], width: int) -> float:
     """How many outcomes a model's record elsewhere is worth in a category: the variance of how it does beside the others on one query, over that between categories.
 
-    What makes a query or a category hard for all is taken out first, since it favours nobody. By moments, as in empirical Bayes (Morris, 1983); between 2 and 1,000.
+    What makes a query or a category hard for all is taken out first, since it favours nobody. Empirical Bayes (Morris, 1983), but over all `PULLS`, each as it is likely: with few
+    labels the single most likely one is as good as random, and the extremes either believe every category or none.
     """
     beside = scores - known_mean(scores, 1)[:, None]
     beside = beside - known_mean(beside, 0)
     sums, count = counted(beside, categories, width)
     means = sums / np.maximum(count, 1)
-    noise = float(known_mean(((beside - means[categories]) ** 2).ravel(), 0))
-    weight = count / max(float(count.sum()), 1.0)
-    between = float((weight * means**2).sum()) - noise * float((weight / np.maximum(count, 1)).sum())
-    return float(np.clip(noise / max(between, 1e-9), 2.0, 1000.0))
+    there = count > 0
+    noise = float(np.nansum((beside - means[categories]) ** 2)) / max(float(count.sum() - there.sum()), 1.0)
+    if noise < TINY:
+        return float(PULLS[-1])
+    spread = noise / PULLS[:, None] + noise / count[there]
+    likely = -0.5 * (np.log(spread) + means[there] ** 2 / spread).sum(axis=1) * (1 - 1 / scores.shape[1])
+    weights = np.exp(likely - likely.max())
+    return float(np.exp(weights @ np.log(PULLS) / weights.sum()))

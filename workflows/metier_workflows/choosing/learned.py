@@ -88,7 +88,7 @@ class LearnedRouter:
             "centre": packed(skills.centre),
             "costs": None if skills.costs is None else packed(skills.costs),
             "pull": beliefs.pull,
-            "changed": sorted(beliefs.changed),
+            "changed": sorted(map(list, beliefs.changed)),
             "beliefs": [packed(one) for one in counts],
         }
 
@@ -163,7 +163,7 @@ class LearnedRouter:
         if self.plans is None or self.votes is None or topology is None:
             return None
         plan = self.plans[category]
-        order = self._members(plan.order, pool)
+        order = self._members(plan.order, pool, category)
         if len(order) < 2 <= len(plan.order):
             return None
         weights = self.votes.weights(chances, np.full(1, category))[0][list(order)]
@@ -176,9 +176,11 @@ class LearnedRouter:
             topology, chosen, tuple(map(float, weights)), options, _because(chosen), min(plan.stop / total, 1.0)
         )
 
-    def _members(self, order: Order, pool: Sequence[str]) -> Order:
+    def _members(self, order: Order, pool: Sequence[str], category: int) -> Order:
         there = set(pool)
-        return tuple(at for at in order if self.models[at] in there and at not in self.skills.beliefs.changed)
+        return tuple(
+            at for at in order if self.models[at] in there and not self.skills.beliefs.has_changed(at, category)
+        )
 
     def _alone(self, model: int, pool: Sequence[str], chances: Floats, prices: Floats, reason: str) -> Choice:
         name = self.models[model]

@@ -37,7 +37,7 @@ def _router(known: dict[str, Any], embedder: Embedder) -> LearnedRouter:
     if known["form"] != FORM:
         raise ValueError(f"form {known['form']}, and this version reads form {FORM}")
     right, count, suspicion, since_right, since_all = (unpacked(one) for one in known["beliefs"])
-    changed = frozenset(int(at) for at in known["changed"])
+    changed = frozenset((int(row), int(model)) for row, model in known["changed"])
     beliefs = Beliefs(right, count, float(known["pull"]), suspicion, since_right, since_all, changed)
     costs = None if known["costs"] is None else unpacked(known["costs"])
     votes, plans = known["votes"], known["plans"]
@@ -74,7 +74,12 @@ def _check(router: LearnedRouter) -> None:
     fits &= all(one.shape == (rows + 1, columns) for one in further if one is not None)
     slopes = router.skills.slopes
     fits &= not slopes.size or slopes.shape == (router.embedder.width, columns)
-    members = {router.best, *beliefs.changed, *(at for plan in router.plans or () for at in plan.order)}
+    members = {
+        router.best,
+        *(model for _, model in beliefs.changed),
+        *(at for plan in router.plans or () for at in plan.order),
+    }
+    fits &= all(-1 <= row < rows for row, _ in beliefs.changed)
     if not fits or not columns or not all(0 <= at < columns for at in members):
         raise BadSpec(f"this router's parts do not fit its {columns} models and {rows} categories")
     if router.plans is not None and (len(router.plans) != rows + 1 or not all(plan.order for plan in router.plans)):

@@ -185,6 +185,11 @@ def _taken(replies: list[tuple[Reply, float]], behind: dict[str, float]) -> floa
     ]
 
 
+def accuracy(test: Matrix, router: LearnedRouter, topologies: Collection[Topology]) -> float:
+    """The mean score of what a router takes on these rows, 0 to 1."""
+    return _asked(test, router, topologies)[0].accuracy
+
+
 def _asked(test: Matrix, router: LearnedRouter, topologies: Collection[Topology]) -> tuple[Way, Spent]:
     went, spent_ms = list[Followed](), list[float]()
     for row, (text, category) in enumerate(zip(test.texts, test.categories, strict=True)):

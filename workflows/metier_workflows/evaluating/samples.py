@@ -167,6 +167,8 @@ def _sentence(error: ValidationError) -> str:
             return f"{field}: there is no such scorer; there are {', '.join(SCORERS)}"
         case "missing":
             return f"{field}: this field is missing"
+        case "string_pattern_mismatch":
+            return f"{field}: control characters are not allowed in it"
         case _ if field in _FORMS:
             return f"{field}: {_FORMS[field]}"
         case _:

@@ -1,0 +1,157 @@
+"""The chart under helm 4 and helm 3, for each Kubernetes that it is meant for: it lints, it renders, and what renders fits the schemas.
+
+Not tested here: what the values mean (`tests/chart`), what the documents must be like (`test_policies`), a cluster (`test_cluster`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import pytest
+import yaml
+
+from .kit import CASES, CHART, MINORS, places, read_values, rendered, run, template
+from .manifests import name_of, read
+from .schemas import write_schemas
+
+HELMS = ("helm", "helm3")
+each_case = pytest.mark.parametrize("values", CASES, ids=lambda path: path.stem)
+each_minor = pytest.mark.parametrize("minor", MINORS)
+
+
+@pytest.mark.parametrize("helm", HELMS)
+@each_minor
+def test_lint_has_nothing_to_say(helm: str, minor: str) -> None:
+    for values in CASES:
+        done = run(helm, "lint", "--strict", "--quiet", "--kube-version", f"{minor}.0", "-f", values, CHART)
+
+        assert (done.returncode, done.stdout) == (0, ""), values.name
+
+
+@each_minor
+@each_case
+def test_both_helms_render_the_same(values: Path, minor: str) -> None:
+    four, three = ({name_of(one): one for one in read(rendered(values, helm=helm, minor=minor))} for helm in HELMS)
+
+    assert four == three
+    assert len(four) > 5
+
+
+@pytest.fixture(scope="module")
+def schemas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of schemas for each minor version: Kubernetes's own, KEDA's and the Prometheus operator's."""
+    folder = tmp_path_factory.mktemp("schemas")
+    definitions = [file for place in places("keda", "monitoring").values() for file in place.glob("*.yaml")]
+    for minor in MINORS:
+        write_schemas(folder / minor, minor, definitions)
+    return folder
+
+
+def conform(schemas: Path, minor: str, *files: Path) -> subprocess.CompletedProcess[str]:
+    place = f"{schemas / minor}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+    return run("kubeconform", "-strict", "-summary", "-output", "json", "-schema-location", place, *files)
+
+
+@each_minor
+def test_every_document_fits_its_schema(schemas: Path, minor: str, tmp_path: Path) -> None:
+    for values in CASES:
+        (tmp_path / values.name).write_text(rendered(values, minor=minor))
+
+    done = conform(schemas, minor, tmp_path)
+
+    told = json.loads(done.stdout)
+    assert done.returncode == 0, told["resources"]
+    assert told["summary"]["valid"] == sum(len(read(rendered(values, minor=minor))) for values in CASES)
+
+
+@pytest.mark.parametrize("minor", [MINORS[0], MINORS[-1]])
+def test_a_second_reader_of_the_schemas_agrees(minor: str, tmp_path: Path) -> None:
+    for values in CASES:
+        own = [
+            one
+            for one in read(rendered(values, minor=minor))
+            if "." not in one["apiVersion"].partition("/")[0] or ".k8s.io" in one["apiVersion"]
+        ]
+        (tmp_path / values.name).write_text(yaml.safe_dump_all(own))
+
+    command = [sys.executable, "-m", "kubernetes_validate", "--strict", "-k", minor, *tmp_path.iterdir()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("Deployment", "replicas:", "replica:"),
+        ("Deployment", "containers:", "container:"),
+        ("PodDisruptionBudget", "maxUnavailable:", "maxUnavailables:"),
+        ("ScaledObject", "maxReplicaCount:", "maxReplicasCount:"),
+        ("ScaledObject", "scaleTargetRef:", "scaleTarget:"),
+        ("PrometheusRule", "expr:", "expression:"),
+    ],
+)
+def test_a_misspelt_field_does_not_fit(schemas: Path, kind: str, old: str, new: str, tmp_path: Path) -> None:
+    documents = [one for values in CASES for one in read(rendered(values)) if one["kind"] == kind]
+    text = yaml.safe_dump(documents[0])
+    assert old in text
+    (tmp_path / "misspelt.yaml").write_text(text.replace(old, new))
+
+    done = conform(schemas, MINORS[-1], tmp_path / "misspelt.yaml")
+
+    assert done.returncode == 1
+    (found,) = json.loads(done.stdout)["resources"]
+    assert found["status"] == "statusInvalid"
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_a_kubernetes_that_is_too_old_is_refused(helm: str) -> None:
+    done = template(CASES[0], helm=helm, minor="1.30")
+
+    assert done.returncode == 1
+    assert "incompatible with Kubernetes v1.30.0" in done.stderr
+
+
+def paths_of(values: object, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every map in values, the whole first."""
+    if not isinstance(values, dict):
+        return []
+    maps = cast("dict[str, object]", values)
+    return [above, *(path for name, below in maps.items() for path in paths_of(below, (*above, name)))]
+
+
+def closed(schema: dict[str, object], path: tuple[str, ...]) -> bool:
+    """Whether the schema of the values lets no unknown name in, at a path."""
+    for name in path:
+        properties = cast("dict[str, object]", schema.get("properties") or {})
+        below = properties.get(name)
+        if not isinstance(below, dict):
+            return False
+        schema = cast("dict[str, object]", below)
+    return schema.get("additionalProperties") is False and bool(schema.get("properties"))
+
+
+def test_an_unknown_value_is_refused_wherever_the_schema_is_ours(tmp_path: Path) -> None:
+    values, schema = read_values(CHART / "values.yaml"), json.loads((CHART / "values.schema.json").read_text())
+    ours = [path for path in paths_of(values) if closed(schema, path)]
+    assert () in ours
+    assert len(ours) > 5
+
+    for path in ours:
+        done = template(CASES[0], "--set", ".".join([*path, "nosuchvalue=1"]))
+
+        assert done.returncode == 1, path
+        assert "nosuchvalue" in done.stderr
+
+
+def test_the_charts_own_tests_pass(tmp_path: Path) -> None:
+    copy = shutil.copytree(CHART, tmp_path / "metier")
+
+    done = run("helm-unittest", "--strict", copy)
+
+    assert done.returncode == 0, done.stdout + done.stderr
