@@ -195,6 +195,25 @@ def _type(record: ConsumerRecord) -> str:
     return (dict(record.headers or ()).get("ce_type") or b"?").decode()
 
 
+def echo_agents(folder: Path, code: str) -> Path:
+    """A folder with one scripted agent, `echo`: each call runs a program and answers 42 for 0.003 USD."""
+    agents, script = folder / "agents", folder / "echo.script.yaml"
+    agents.mkdir()
+    script.write_text(
+        "- cost_usd: 0.001\n"
+        f"  uses: [{{id: u1, tool: python, arguments: {{code: '{code}'}}}}]\n"
+        '- text: "ANSWER: 42\\nCONFIDENCE: 0.9"\n  cost_usd: 0.002\n'
+    )
+    (agents / "echo.yaml").write_text(
+        f"name: echo\ndescription: runs a program\nmodel: scripted:{script}\npolicy: {{kind: collaborative}}\ntools: [{{name: python}}]\n"
+    )
+    return agents
+
+
+SLOW = "import time; time.sleep(0.5); print(6 * 7)"
+"""Half a second of code in a sandbox, for `echo_agents`."""
+
+
 @contextmanager
 def new_database(server: str) -> Generator[str]:
     """A migrated database of somebody's own, dropped at the end."""

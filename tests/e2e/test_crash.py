@@ -6,7 +6,6 @@ Not tested here: several roles dying at once, and brokers that die.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from metier_infra.journal import Journal
 from metier_infra.words import RunId
 from metier_workflows.workflow import load_workflows
 
-from .conftest import Fleet, new_fleet, open_journal, until
+from .conftest import SLOW, Fleet, echo_agents, new_fleet, open_journal, until
 
 ROLES = ("orchestrator", "echo", "tools")
 
@@ -24,25 +23,10 @@ def up(services: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     """A fleet whose runs are five calls, one after another, each of which runs half a second of code in a sandbox."""
     folder = tmp_path_factory.mktemp("fleet")
     with new_fleet(
-        services, folder, METIER_AGENTS=str(slow_echo(folder)), METIER_WORKFLOWS="metier.examples.five"
+        services, folder, METIER_AGENTS=str(echo_agents(folder, SLOW)), METIER_WORKFLOWS="metier.examples.five"
     ) as fleet:
         fleet.start_all("echo")
         yield fleet
-
-
-def slow_echo(folder: Path) -> Path:
-    """A folder with one scripted agent, `echo`: each call runs a program and answers what it printed."""
-    agents, script = folder / "agents", folder / "echo.script.yaml"
-    agents.mkdir()
-    script.write_text(
-        "- cost_usd: 0.001\n"
-        "  uses: [{id: u1, tool: python, arguments: {code: 'import time; time.sleep(0.5); print(6 * 7)'}}]\n"
-        '- text: "ANSWER: 42\\nCONFIDENCE: 0.9"\n  cost_usd: 0.002\n'
-    )
-    (agents / "echo.yaml").write_text(
-        f"name: echo\ndescription: runs a program\nmodel: scripted:{script}\npolicy: {{kind: collaborative}}\ntools: [{{name: python}}]\n"
-    )
-    return agents
 
 
 @pytest.fixture

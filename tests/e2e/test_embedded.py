@@ -15,8 +15,7 @@ import pytest
 from metier.compose import recordings_path
 from metier_agents.recordings import read_recordings
 
-from .conftest import Process, new_fleet, until
-from .test_crash import slow_echo
+from .conftest import SLOW, Process, echo_agents, new_fleet, until
 
 QUERIES = ("--queries", "12", "--seed", "3", "--json")
 
@@ -100,7 +99,7 @@ def dev(alone: dict[str, str], tmp_path: Path) -> Generator[Process]:
     """A `metier dev` whose one agent runs half a second of code in each of five calls."""
     environment = {
         **alone,
-        "METIER_AGENTS": str(slow_echo(tmp_path)),
+        "METIER_AGENTS": str(echo_agents(tmp_path, SLOW)),
         "METIER_WORKFLOWS": "metier.examples.five,metier.examples.specialists",
     }
     process = Process(["dev"], environment, tmp_path, "dev")

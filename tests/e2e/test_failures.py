@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Fleet, new_fleet, until
+from .conftest import SLOW, Fleet, echo_agents, new_fleet, until
 from .cuts import Relay
-from .test_crash import in_flight, slow_echo
+from .test_crash import in_flight
 
 STACK = Path(__file__).parents[2] / "infra" / "local" / "stack.py"
 FIVE: dict[str, object] = {"question": "?", "answers": []}
@@ -34,7 +34,7 @@ def test_the_engine_gone_in_mid_run_delays_the_run(
 ) -> None:
     relay, address = engine
     more = {
-        "METIER_AGENTS": str(slow_echo(tmp_path)),
+        "METIER_AGENTS": str(echo_agents(tmp_path, SLOW)),
         "METIER_WORKFLOWS": "metier.examples.five",
         "DOCKER_HOST": address,
     }
@@ -81,7 +81,7 @@ def test_postgres_restarted_in_mid_run_delays_the_run(
     url = next(
         line.partition("METIER_POSTGRES_URL=")[2].strip("'\"") for line in lines if "METIER_POSTGRES_URL=" in line
     )
-    more = {"METIER_AGENTS": str(slow_echo(tmp_path)), "METIER_WORKFLOWS": "metier.examples.five"}
+    more = {"METIER_AGENTS": str(echo_agents(tmp_path, SLOW)), "METIER_WORKFLOWS": "metier.examples.five"}
     with new_fleet({**services, "METIER_POSTGRES_URL": url}, tmp_path, **more) as fleet:
         # Given a run with a tool call in flight
         fleet.start_all("echo")
@@ -133,7 +133,7 @@ def test_a_command_that_cannot_work_says_why(
 
 
 def test_an_agent_file_with_an_unknown_field_names_file_line_and_field(bare: Fleet, tmp_path: Path) -> None:
-    folder = slow_echo(tmp_path)
+    folder = echo_agents(tmp_path, SLOW)
     (folder / "echo.yaml").write_text((folder / "echo.yaml").read_text() + "tmperature: 1\n")
     done = bare.metier("dev", METIER_AGENTS=str(folder))
     assert done.returncode == 2

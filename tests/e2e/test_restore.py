@@ -14,8 +14,7 @@ import pytest
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import CommitFailedError
 
-from .conftest import Fleet, new_fleet, until
-from .test_upgrade import agents
+from .conftest import Fleet, echo_agents, new_fleet, until
 
 REQUESTS_GROUP = "metier.orchestrator.requests"
 
@@ -23,7 +22,7 @@ REQUESTS_GROUP = "metier.orchestrator.requests"
 @pytest.fixture
 def up(services: Mapping[str, str], tmp_path: Path) -> Generator[Fleet]:
     """An orchestrator, a worker and a tool runner."""
-    more = {"METIER_AGENTS": str(agents(tmp_path)), "METIER_WORKFLOWS": "metier.examples.five"}
+    more = {"METIER_AGENTS": str(echo_agents(tmp_path, "print(6 * 7)")), "METIER_WORKFLOWS": "metier.examples.five"}
     with new_fleet(services, tmp_path, **more) as fleet:
         fleet.start_all("echo")
         yield fleet

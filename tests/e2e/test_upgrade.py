@@ -19,7 +19,7 @@ import pytest
 
 from metier_infra.database import MIGRATIONS, migrations
 
-from .conftest import Fleet, Process, new_fleet, until
+from .conftest import Fleet, Process, echo_agents, new_fleet, until
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("workflows", "agents", "tools", "infra")
@@ -75,25 +75,10 @@ def next_version(folder: Path) -> str:
     return ":".join(str(folder / root) for root in SOURCES)
 
 
-def agents(folder: Path) -> Path:
-    """One scripted agent, `echo`: each call runs a program and answers what it printed."""
-    script, home = folder / "echo.script.yaml", folder / "agents"
-    home.mkdir()
-    script.write_text(
-        "- cost_usd: 0.001\n"
-        "  uses: [{id: u1, tool: python, arguments: {code: 'print(6 * 7)'}}]\n"
-        '- text: "ANSWER: 42\\nCONFIDENCE: 0.9"\n  cost_usd: 0.002\n'
-    )
-    (home / "echo.yaml").write_text(
-        f"name: echo\ndescription: runs a program\nmodel: scripted:{script}\npolicy: {{kind: collaborative}}\ntools: [{{name: python}}]\n"
-    )
-    return home
-
-
 @pytest.fixture
 def up(services: Mapping[str, str], tmp_path: Path) -> Generator[Fleet]:
     """Two orchestrators, two workers and a tool runner of this version."""
-    more = {"METIER_AGENTS": str(agents(tmp_path)), "METIER_WORKFLOWS": "metier.examples.five"}
+    more = {"METIER_AGENTS": str(echo_agents(tmp_path, "print(6 * 7)")), "METIER_WORKFLOWS": "metier.examples.five"}
     with new_fleet(services, tmp_path, **more) as fleet:
         fleet.metier("topics")
         for name in ROLES:

@@ -5,15 +5,19 @@ Used by the tests beside it.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .manifests import Document, read
 
 REPOSITORY = Path(__file__).parents[2]
 CHART = REPOSITORY / "helm/metier"
@@ -68,6 +72,14 @@ def rendered(values: Path, *, helm: str = "helm", minor: str = MINORS[-1]) -> st
     done = template(values, helm=helm, minor=minor)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@cache
+def every_document(minor: str = MINORS[-1]) -> Sequence[Document]:
+    """Return what the chart renders for any of its values, the same only once."""
+    with ThreadPoolExecutor() as pool:
+        texts = list(pool.map(lambda values: rendered(values, minor=minor), CASES))
+    return list({json.dumps(one): one for text in texts for one in read(text)}.values())
 
 
 def read_values(values: Path) -> dict[str, Any]:

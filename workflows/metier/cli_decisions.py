@@ -46,7 +46,7 @@ def list_decisions(run_id: RunArgument, as_json: Json = False) -> None:
         )
         return
     table = Table(
-        *[Column(head, no_wrap=True) for head in ("decision", "category", "how", "chosen", "by", "router", "why")]
+        *[Column(head, no_wrap=True) for head in ("decision", "category", "how", "chosen", "by", "router")], "why"
     )
     for one in found:
         made = one.decision
