@@ -220,3 +220,9 @@ def bare_image() -> Iterator[str]:
     tag = _image("USER 0\nRUN rm -f /usr/bin/python*", {})
     yield tag
     subprocess.run(["docker", "rmi", "--force", tag], check=True, capture_output=True)
+
+
+@pytest.fixture
+def logs_aside() -> None:
+    """Log lines of roles in other threads go to standard error, and not between what a command prints."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

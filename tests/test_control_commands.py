@@ -106,6 +106,9 @@ def house_in(folder: Path, *, served: bool) -> Generator[House]:
     thread.join(HUNG)
 
 
+pytestmark = pytest.mark.usefixtures("logs_aside")
+
+
 def _alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("METIER_SQLITE_PATH", str(folder / ".metier" / "journal.db"))

@@ -93,6 +93,9 @@ def house_in(folder: Path, *, served: bool) -> Generator[House]:
     thread.join(HUNG)
 
 
+pytestmark = pytest.mark.usefixtures("logs_aside")
+
+
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

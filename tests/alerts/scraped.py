@@ -196,7 +196,7 @@ def _work(system: System) -> None:
     system.ask("good", "specialists", question)
     system.ask("good", "specialists", question)
     system.ask("unknown", "of nobody", {})
-    system.ask("dear", "specialists", question, limits={"usd": 1e-9})
+    system.ask("dear", "specialists", question, limits={"usd": 0})
     for agent in ("floods", "streams"):
         system.ask(agent, "metier.eval", {"pair": {"agent": agent, "text": "?"}})
     system.publish(b"no event")

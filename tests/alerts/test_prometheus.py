@@ -27,7 +27,7 @@ class Prometheus:
 
     def __init__(self, folder: Path, targets: Sequence[str]) -> None:
         here = {"job_name": "roles", "static_configs": [{"targets": targets, "labels": {"namespace": "tests"}}]}
-        pace = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        pace = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "1s"}
         whole = {"global": pace, "rule_files": list(map(str, RULES)), "scrape_configs": [here]}
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(whole))
         self._log = folder / "prometheus.log"
@@ -80,13 +80,12 @@ def prometheus(system: System, tmp_path: Path) -> Generator[Prometheus]:
         found.end()
 
 
-def fail(system: System, prometheus: Prometheus, names: Sequence[str]) -> None:
-    """Ask for runs that fail, and wait until Prometheus knows."""
-    before = prometheus.value(FAILED)
+def fail(system: System, prometheus: Prometheus, names: Sequence[str], known: int) -> None:
+    """Ask for runs that fail, and wait until Prometheus knows of so many in all."""
     for name in names:
         system.ask(name, "metier.eval", {"pair": {"agent": "nobody", "text": "?"}})
     system.await_ends(*names)
-    until(lambda: prometheus.value(FAILED) == before + len(names), lambda: str(prometheus.get("query", query=FAILED)))
+    until(lambda: prometheus.value(FAILED) == known, lambda: str(prometheus.get("query", query=FAILED)))
 
 
 def test_prometheus_takes_the_rules_and_evaluates_each_without_an_error(prometheus: Prometheus) -> None:
@@ -103,10 +102,10 @@ def test_a_record_that_nobody_can_read_and_runs_that_fail_make_their_alerts_fire
     system: System, prometheus: Prometheus
 ) -> None:
     system.publish(b"nor is this one")
-    fail(system, prometheus, ["first"])
+    fail(system, prometheus, ["first"], 1)
     assert "MetierRunsFailing" not in {one["labels"]["alertname"] for one in prometheus.firing()}
 
-    fail(system, prometheus, [f"again-{number}" for number in range(6)])
+    fail(system, prometheus, [f"again-{number}" for number in range(6)], 7)
 
     def fired() -> Mapping[str, Alert]:
         return {f"{one['labels']['alertname']} {one['labels'].get('window', '')}": one for one in prometheus.firing()}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,16 @@ def rendered(values: Path, *, helm: str = "helm", minor: str = MINORS[-1]) -> st
     return done.stdout
 
 
+def each_rendered(minor: str, helm: str = "helm") -> Sequence[str]:
+    """Return what the chart renders for each of its values, in the order of `CASES`."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(partial(rendered, helm=helm, minor=minor), CASES))
+
+
 @cache
 def every_document(minor: str = MINORS[-1]) -> Sequence[Document]:
     """Return what the chart renders for any of its values, the same only once."""
-    with ThreadPoolExecutor() as pool:
-        texts = list(pool.map(lambda values: rendered(values, minor=minor), CASES))
-    return list({json.dumps(one): one for text in texts for one in read(text)}.values())
+    return list({json.dumps(one): one for text in each_rendered(minor) for one in read(text)}.values())
 
 
 def read_values(values: Path) -> dict[str, Any]:

@@ -10,13 +10,25 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import pytest
 import yaml
 
-from .kit import CASES, CHART, KINDS, MINORS, every_document, places, read_values, rendered, run, template
+from .kit import (
+    CASES,
+    CHART,
+    KINDS,
+    MINORS,
+    each_rendered,
+    every_document,
+    places,
+    read_values,
+    run,
+    template,
+)
 from .manifests import Document, name_of, read
 from .schemas import write_schemas
 
@@ -27,17 +39,16 @@ each_minor = pytest.mark.parametrize("minor", MINORS)
 @pytest.mark.parametrize("helm", HELMS)
 @each_minor
 def test_lint_has_nothing_to_say(helm: str, minor: str) -> None:
-    words = ("lint", "--strict", "--quiet", "--kube-version", f"{minor}.0")
+    lint = partial(run, helm, "lint", "--strict", "--quiet", "--kube-version", f"{minor}.0", CHART, "-f")
     with ThreadPoolExecutor() as pool:
-        done = list(pool.map(lambda values: run(helm, *words, "-f", values, CHART), CASES))
+        done = list(pool.map(lint, CASES))
 
     assert [(one.returncode, one.stdout) for one in done] == [(0, "")] * len(CASES)
 
 
 @each_minor
 def test_both_helms_render_the_same(minor: str) -> None:
-    with ThreadPoolExecutor() as pool:
-        four, three = (list(pool.map(lambda values: rendered(values, helm=helm, minor=minor), CASES)) for helm in HELMS)
+    four, three = (each_rendered(minor, helm) for helm in HELMS)
 
     for values, one, other in zip(CASES, four, three, strict=True):
         assert by_name(one) == by_name(other), values.name
