@@ -102,6 +102,7 @@ def test_a_model_that_loses_its_right_answers_is_noticed_and_what_was_before_for
     after = start.after(run_of(0.5, 150, seed=0))
 
     assert after.changed == {(EVERYWHERE, 0)}
+    assert [after.has_changed(model, 1) for model in (0, 1)] == [True, False]
     assert after.means()[0, 0] < 0.7
     assert after.means()[0, 1] == pytest.approx(start.means()[0, 1], abs=0.03)
 
