@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,25 @@ def test_a_process_killed_in_the_middle_goes_on_and_asks_nothing_twice(
     assert sorted(bench.asked()) == [f"say {n}" for n in range(5)]
     assert sorted(one.answer for one in bench.results()) == ["0", "1", "2", "3", "4"]
     assert bench.told()["rows"][0]["score"]["value"] == 1.0
+
+
+def test_an_evaluation_that_a_person_stops_says_how_to_go_on(bench: Bench) -> None:
+    # Given an evaluation in the middle of more than it can do at once
+    given = bench.set_of(*(says(str(n), n, scorer="numeric") for n in range(3000)))
+    words = ["eval", "run", given, "--agents", "echo", "--out", "out", "--parallel", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(bench.folder)}
+    process = subprocess.Popen([sys.executable, "-m", "metier", *words], env=environment, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    while not bench.asked():
+        assert process.poll() is None
+        time.sleep(0.02)
+    # When somebody presses Ctrl-C
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    # Then it ends at once, with a sentence and no trace
+    assert process.returncode == 130
+    assert "--out out --resume goes on" in said
+    assert "Traceback" not in said
+    assert len(bench.asked()) < 3000
 
 
 def test_what_was_asked_is_not_asked_again_and_what_is_new_or_changed_is(bench: Bench) -> None:

@@ -113,6 +113,9 @@ def run(
     telemetry.start("eval", config.role.instance)
     try:
         left = asyncio.run(_ask(config, wanted, pairs, _purse(done, budget_usd, budget_tokens), timeout_s))
+    except KeyboardInterrupt:
+        typer.echo(f"metier: stopped; the same with --out {folder} --resume goes on, and asks nothing twice", err=True)
+        raise
     finally:
         telemetry.stop()
     _tell(_Ended(folder, names, left, min_accuracy, then), as_json=as_json)
