@@ -69,6 +69,8 @@ def test_models_are_taken_in_the_order_in_which_they_are_asked_for(tmp_path: Pat
     ("queries", "outcomes", "message"),
     [
         (QUERIES | {"qid": ["1", "1", "2"]}, OUTCOMES, "1 queries more than once, 1 for one"),
+        (QUERIES | {"qid": ["1", None, "2"]}, OUTCOMES, "m_q.parquet has no qid in row 2"),
+        (QUERIES, OUTCOMES | {"s__": [1.0, 0.0, 1.0]}, "a column s__ without a model's name"),
         (QUERIES, OUTCOMES | {"qid": ["1", "1", "2"]}, "m_o.parquet has 1 queries more than once"),
         (without(QUERIES, "qid"), OUTCOMES, "m_q.parquet has no column qid"),
         (QUERIES, without(OUTCOMES, "qid"), "m_o.parquet has no column qid"),
@@ -81,7 +83,7 @@ def test_models_are_taken_in_the_order_in_which_they_are_asked_for(tmp_path: Pat
         (QUERIES, OUTCOMES | {"s__a": ["good", "bad", "bad"]}, "s__a holds what is no number"),
         (QUERIES, OUTCOMES | {"s__a": [None] * 3, "s__b": [None] * 3}, "no model has a known score"),
     ],
-    ids=["query twice", "outcome twice", "no qid", "no qid of outcomes", "no scores", "nothing in common", "too high", "infinite", "too low", "cost below zero", "words for scores", "nothing known"],
+    ids=["query twice", "query without id", "model without name", "outcome twice", "no qid", "no qid of outcomes", "no scores", "nothing in common", "too high", "infinite", "too low", "cost below zero", "words for scores", "nothing known"],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_with_a_sentence(
     tmp_path: Path, queries: dict[str, list[Any]], outcomes: dict[str, list[Any]], message: str

@@ -76,6 +76,16 @@ def test_splits_are_stratified_by_task_and_follow_from_the_seed() -> None:
     assert split(matrix, 0) == (train, test) != split(matrix, 1)
 
 
+def test_tasks_of_one_query_are_split_together() -> None:
+    matrix = replace(drawn(PEERS), tasks=(*(f"task {n}" for n in range(100)), *("big",) * 500))
+
+    train, test = split(matrix, 0)
+
+    assert sum(at < 100 for at in train) == 60
+    assert sum(at < 100 for at in test) == 40
+    assert matrix.rows(train).tasks.count("big") == 300
+
+
 def test_too_few_queries_for_two_parts_are_refused() -> None:
     with pytest.raises(BadSpec, match="bring more"):
         trial.judged(first(drawn(PEERS), 1), 0)

@@ -3,8 +3,8 @@
 `metier eval routing` and `metier models compare` call it. Columns: `qid, task, category, text`, and `qid` with, per model M, `s__M` (score), `c__M` (USD), `a__M` (answer).
 Rules for what is not as it should be:
 
-- Refused with a sentence: no such file, no `qid` column, a `qid` twice, no `s__` column, a model that is asked for and not there, no query in both files,
-  a score outside 0 to 1, a cost below 0, a column of another type.
+- Refused with a sentence: no such file, no `qid` column, a `qid` twice or missing, no `s__` column or one without a name, a model that is asked for and not there, no query in both files,
+  a score outside 0 to 1, a cost below 0, a score or cost that is no number.
 - `task` or `category` missing: all queries are of one, named `all`. `text` missing: all are empty. A query that is in one file only is left out.
 - A score that is missing (null or NaN) is not known: nothing is learned from it, and what chose it is not judged by that row. A model without any known score is left out, and so is a query.
 - A cost that is missing is the mean of the model's others; where a model has none at all, the matrix has no costs.
@@ -85,6 +85,8 @@ def _models(outcomes: Any, name: str, wanted: Sequence[str] | None) -> list[str]
     there = [column.removeprefix("s__") for column in outcomes.schema.names if column.startswith("s__")]
     if not there:
         raise BadSpec(f"{name}_o.parquet has no column s__MODEL, so that there is nothing to learn from")
+    if "" in there:
+        raise BadSpec(f"{name}_o.parquet has a column s__ without a model's name; name it s__MODEL")
     gone = [model for model in wanted or () if model not in there]
     if gone:
         raise BadSpec(f"{name}_o.parquet has no scores of {', '.join(gone)}; it has: {', '.join(there)}")
@@ -94,7 +96,10 @@ def _models(outcomes: Any, name: str, wanted: Sequence[str] | None) -> list[str]
 def _ids(table: Any, file: str) -> list[str]:
     if "qid" not in table.schema.names:
         raise BadSpec(f"{file}.parquet has no column qid; it has: {', '.join(table.schema.names)}")
-    ids = [str(one) for one in table["qid"].to_pylist()]
+    given = table["qid"].to_pylist()
+    if None in given:
+        raise BadSpec(f"{file}.parquet has no qid in row {given.index(None) + 1}; every query needs one")
+    ids = [str(one) for one in given]
     twice = [qid for qid, times in Counter(ids).items() if times > 1]
     if twice:
         raise BadSpec(

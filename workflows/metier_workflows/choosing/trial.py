@@ -7,6 +7,7 @@ see of its answers and scores only those of models that it asks.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -100,11 +101,12 @@ class Seed:
 
 
 def split(matrix: Matrix, seed: int) -> tuple[list[int], list[int]]:
-    """Training and test rows: three fifths of each task's, drawn by the seed, and the rest."""
+    """Training and test rows: three fifths of each task's, drawn by the seed, and the rest. Tasks of one row only are split together."""
     random = np.random.default_rng(seed)
-    tasks = np.array(matrix.tasks)
+    alone = {task for task, rows in Counter(matrix.tasks).items() if rows == 1}
+    tasks = np.array(["" if task in alone else task for task in matrix.tasks])
     train = np.zeros(len(matrix), bool)
-    for task in sorted(set(matrix.tasks)):
+    for task in sorted(set(tasks.tolist())):
         rows = random.permutation(np.flatnonzero(tasks == task))
         train[rows[: round(TRAINED * len(rows))]] = True
     return np.flatnonzero(train).tolist(), np.flatnonzero(~train).tolist()
