@@ -96,6 +96,14 @@ def test_progress_that_a_former_holder_had_on_its_way_may_come_after_the_end() -
     assert [checks.told_late(found) for found in (late, GOOD)] == [1, 0]
 
 
+def test_progress_may_come_after_an_end_that_another_replica_told_too() -> None:
+    events = [*GOOD.events, event("n", "node.ended")]
+
+    assert not any(checks.judge(replace(GOOD, events=[*events, END]), SOURCE).values())
+    once = [one for n, one in enumerate(events) if one != END or END not in events[:n]]
+    assert checks.judge(replace(GOOD, events=once), SOURCE)["order_violations"]
+
+
 def row(**change: object) -> list[dict[str, Any]]:
     return [{**GOOD.runs[0], **change}]
 

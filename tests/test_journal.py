@@ -218,9 +218,10 @@ async def test_runs_that_need_somebody_are_found(journal: Journal, brief: Journa
     await accepted(journal, "accepted")
     await leased(journal, "held")
     await leased(brief, "holder died")
-    untold, told = await leased(brief, "end not told"), await leased(brief, "end told")
-    telling = await leased(journal, "end being told")
-    for ended in (untold, told, telling):
+    long_ago = Journal(journal.db, lease_s=-10_000)
+    untold, told = await leased(long_ago, "end not told"), await leased(long_ago, "end told")
+    telling, late = await leased(journal, "end being told"), await leased(brief, "end told a little late")
+    for ended in (untold, told, telling, late):
         await journal.runs.finish(ended.run_id, ended.epoch, result={})
     await journal.runs.announced(told.run_id)
     assert await unattended(journal) == {"accepted", "holder died", "end not told"}

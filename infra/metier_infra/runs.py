@@ -104,7 +104,8 @@ _RECALL = (
 )
 _UNSENT = "UPDATE calls SET awaited = NULL WHERE answered_at IS NULL AND parked_at IS NULL AND awaited IS NOT NULL"
 _UNATTENDED = _telling_news(
-    "SELECT * FROM runs WHERE announced = 0 AND lease_until < :now AND accepted_at < :now - :quiet_s"
+    "SELECT * FROM runs WHERE announced = 0 AND accepted_at < :now - :quiet_s"
+    " AND lease_until < :now - CASE WHEN status IN ('succeeded', 'failed', 'cancelled') THEN :grace_s ELSE 0 END"
     " AND (status <> 'parked' OR cancelled_at IS NOT NULL OR NEWS)"
     " ORDER BY status = 'accepted', row_number() OVER (PARTITION BY tenant ORDER BY priority DESC, accepted_at), accepted_at LIMIT :limit"
 )
@@ -313,11 +314,12 @@ class Runs:
     async def unattended(self, quiet_s: float = 0.0, limit: int = 1000) -> Sequence[Run]:
         """Runs that need somebody: held by nobody alive, or ended and not announced; and accepted at least `quiet_s` seconds ago.
 
-        At most `limit`; those that never ran come last, and tenants alike. A parked run needs somebody once something has happened that it waits for.
+        At most `limit`; those that never ran come last, and tenants alike. A parked run needs somebody once something has happened that it waits for. The end of a run is left to its
+        holder for a lease more: after an outage of the journal it may live, and still have to tell what came before the end.
         """
         rows = await self._db.read(
             _UNATTENDED,
-            {"quiet_s": quiet_s, "limit": limit},
+            {"quiet_s": quiet_s, "limit": limit, "grace_s": self._lease_s},
         )
         return [run_of(row) for row in rows]
 

@@ -199,8 +199,10 @@ def _late(kinds: Sequence[str]) -> set[str]:
 
 
 def _taken_over(found: Findings, run_id: str) -> bool:
+    """By another replica: to run it, or to tell its end, which is then told twice."""
     row = found.rows.get(run_id)
-    return row is not None and row["epoch"] > 1
+    ends = sum(event.type in ENDS for event in found.told.get(run_id, ()))
+    return ends > 1 or (row is not None and row["epoch"] > 1)
 
 
 def _firsts(events: Sequence[Seen]) -> Sequence[Seen]:
