@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tarfile
@@ -226,3 +227,14 @@ def bare_image() -> Iterator[str]:
 def logs_aside() -> None:
     """Log lines of roles in other threads go to standard error, and not between what a command prints."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+
+
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """SIGHUP and SIGINT do what they do, also where the tests run under `nohup` or in the background: what they start inherits that one is ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -193,6 +193,7 @@ def test_a_process_killed_in_the_middle_goes_on_and_asks_nothing_twice(
     assert bench.told()["rows"][0]["score"]["value"] == 1.0
 
 
+@pytest.mark.usefixtures("heeded")
 def test_an_evaluation_that_a_person_stops_says_how_to_go_on(bench: Bench) -> None:
     # Given an evaluation in the middle of more than it can do at once
     given = bench.set_of(*(says(str(n), n, scorer="numeric") for n in range(3000)))

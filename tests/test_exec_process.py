@@ -104,14 +104,6 @@ def test_a_kind_that_is_not_run_here_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert "METIER_TOOL_KINDS says code" in told["stderr"]
 
 
-@pytest.fixture
-def heeded() -> Iterator[None]:
-    """SIGHUP does what it does, also where the tests run under `nohup`: what they start inherits that it is ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.usefixtures("folder", "heeded")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["INT", "TERM", "HUP"]
