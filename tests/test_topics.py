@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 from kafka.admin import ConfigResource, KafkaAdminClient, NewPartitions, NewTopic
+from kafka.errors import InvalidReplicationFactorError
 from typer.testing import CliRunner, Result
 
 from metier.cli import app
@@ -117,6 +119,29 @@ def test_topics_are_made_and_grown_and_never_shrunk(kafka: KafkaSettings) -> Non
     assert told(applied(3)) == [("a", "partitions", "grew from 2 to 3 partitions")]
     (one,) = applied(1)
     assert (one.what, one.found, one.declared, one.state) == ("partitions", "3", "1", "left")
+
+
+def test_a_broker_that_came_back_and_is_not_let_in_yet_is_waited_for(
+    kafka: KafkaSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a broker that says so once
+    real, said = (
+        KafkaAdminClient.create_topics,
+        ["All brokers are currently fenced, or have all their log directories cordoned."],
+    )
+
+    def create(self: KafkaAdminClient, *args: Any, **options: Any) -> Any:
+        if said:
+            raise InvalidReplicationFactorError(said.pop())
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(KafkaAdminClient, "create_topics", create)
+    # Then its topics are made all the same
+    apply(kafka, [Topic("metier.later", 2, 1)])
+    assert check(kafka, [Topic("metier.later", 2, 1)]) == []
+    # While more copies than there are brokers stay what they are: a mistake
+    with pytest.raises(BadSettings, match="refuses"):
+        apply(kafka, [Topic("metier.later", 2, 1), Topic("metier.many", 2, 9)])
 
 
 def test_settings_that_drifted_on_the_broker_are_found_and_set_again_and_others_are_let_alone(

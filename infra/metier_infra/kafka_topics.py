@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from kafka.admin import ConfigResource, KafkaAdminClient, NewPartitions, NewTopic
-from kafka.errors import BrokerResponseError, KafkaError
+from kafka.errors import BrokerResponseError, InvalidReplicationFactorError, KafkaError
 
 from metier_infra.errors import BadSettings, BusGone
 from metier_infra.kafka_access import denied, opened, told
@@ -145,8 +145,18 @@ def _mended(admin: KafkaAdminClient, one: Drift, declared: Mapping[str, Topic]) 
 
 def _create(admin: KafkaAdminClient, one: Drift, topic: Topic) -> str:
     new = NewTopic(one.topic, topic.partitions, topic.replication, topic_configs=topic.configs)
-    admin.create_topics([new], wait_for_metadata=True)
-    return f"created with {topic.partitions} partitions"
+    until = time.monotonic() + SEEN_S
+    while True:
+        try:
+            admin.create_topics([new], wait_for_metadata=True)
+        except (
+            InvalidReplicationFactorError
+        ) as error:  # also said of a broker that came back and is not let in again yet
+            if "fenced" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+        else:
+            return f"created with {topic.partitions} partitions"
 
 
 def _grow(admin: KafkaAdminClient, one: Drift, topic: Topic) -> str:
