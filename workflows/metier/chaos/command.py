@@ -8,7 +8,7 @@ import secrets
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -17,9 +17,10 @@ from metier.chaos.plan import COMPONENTS, draw
 from metier_infra.errors import BadSettings, Cancelled
 
 if TYPE_CHECKING:
-    from metier.chaos import harness
+    pass
 
 SHOWN = 5
+T = TypeVar("T")
 
 
 def command(
@@ -48,7 +49,7 @@ def command(
         _say(sentence)
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
     plan = draw(seed=chosen, runs=runs, kills=kills, components=left, kinds=kinds)
-    report = asyncio.run(_told(harness.carry_out(config, plan, harness.Setting(folder=folder, say=_say))))
+    report = asyncio.run(heeding_sigterm(harness.carry_out(config, plan, harness.Setting(folder=folder, say=_say))))
     for name, sentences in report.wrong.items():
         for sentence in sentences[:SHOWN]:
             _say(f"{name}: {sentence}")
@@ -64,14 +65,22 @@ def command(
     raise typer.Exit(0 if report.clean else 1)
 
 
-async def _told(work: Coroutine[None, None, harness.Report]) -> harness.Report:
-    """Do the work; SIGTERM cancels it, so that every process that it started ends."""
+async def heeding_sigterm(work: Coroutine[None, None, T]) -> T:
+    """Do the work; SIGTERM cancels it, so that every process that it started ends. A second one does not cut that short. Raises `Cancelled`."""
     task = asyncio.create_task(work)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def end() -> None:
+        if not task.cancelling():
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, end)
     try:
         return await task
     except asyncio.CancelledError as error:
         raise Cancelled("told to end; every process that was started has ended") from error
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _say(line: str) -> None:
