@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -228,6 +229,18 @@ def test_run_ends_as_its_command_did_and_stops_only_what_it_started(stack: Stack
     stack.up("redis")
     assert stack.call("run", *words).returncode == 7
     assert runs(stack.pid("redis"))
+
+
+def test_being_told_to_end_again_and_again_does_not_cut_short_the_stopping_of_services(stack: Stack) -> None:
+    process = stack.begin("run", "--only", "redis", "--ports", "auto", "--", "sh", "-c", "echo $$; exec sleep 600")
+    assert process.stdout
+    pids = [int(process.stdout.readline()), stack.pid("redis")]
+
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+
+    assert not any(runs(pid) for pid in pids)
 
 
 def test_an_interrupted_run_stops_its_command_and_its_services(stack: Stack) -> None:

@@ -9,10 +9,9 @@ import argparse
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,7 +86,6 @@ def _environment(plane: ControlPlane, programs: Mapping[str, Path]) -> dict[str,
 
 def main() -> int:
     """Run one command on a cluster of its own, and exit as it did."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     parser = argparse.ArgumentParser(prog="cluster.py", description=str(__doc__).partition("\n")[0])
     run = parser.add_subparsers(required=True, metavar="run").add_parser(
         "run", help="run a command on a cluster of its own"
@@ -95,16 +93,13 @@ def main() -> int:
     run.add_argument("--state", type=Path, default=REPOSITORY / ".metier/cluster", help="folder of this cluster")
     run.add_argument("command", nargs="+", help="after --")
     options = parser.parse_args()
-    try:
-        with cluster(State(options.state)) as environment:
-            words: list[str] = options.command
-            program = shutil.which(words[0], path=environment["PATH"]) or words[0]
-            return subprocess.run([program, *words[1:]], env=environment, check=False).returncode
-    except StackError as error:
-        print(f"cluster: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return process.carry_out("cluster", lambda: _run(State(options.state), options.command))
+
+
+def _run(state: State, words: Sequence[str]) -> int:
+    with cluster(state) as environment:
+        program = shutil.which(words[0], path=environment["PATH"]) or words[0]
+        return subprocess.run([program, *words[1:]], env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

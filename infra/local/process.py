@@ -10,6 +10,7 @@ import os
 import pwd
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -180,6 +181,25 @@ def _kill_group(pid: int) -> None:
     """SIGKILL what is left of the process group that a process of ours leads or led (see `start`)."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def carry_out(name: str, work: Callable[[], int]) -> int:
+    """Do a command's work; the exit code. A `StackError` is a sentence and 1. An interrupt or SIGTERM ends what was started, and a second SIGTERM does not cut that short."""
+    told: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        told.append(number)
+        if len(told) == 1:
+            sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        return work()
+    except StackError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def wait_until(condition: Callable[[], bool], limit: float) -> bool:

@@ -8,7 +8,6 @@ import argparse
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -250,16 +249,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run one command; a `StackError` is a sentence and exit 1, an interrupt takes down what was started."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """Run one command."""
     options = _parser().parse_args()
-    try:
-        return int(options.action(options))
-    except StackError as error:
-        print(f"stack: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return process.carry_out("stack", lambda: int(options.action(options)))
 
 
 if __name__ == "__main__":
