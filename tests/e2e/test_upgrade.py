@@ -24,7 +24,7 @@ from .conftest import Fleet, Process, echo_agents, new_fleet, until
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("workflows", "agents", "tools", "infra")
 WRITES = " finished_at = :now,"
-ROLES = ("orchestrator-a", "orchestrator-b", "echo-a", "echo-b", "tools")
+ROLES = ("tools", "echo-a", "echo-b", "orchestrator-a", "orchestrator-b")
 LOOK_S = 0.05
 AT_A_TIME = 4
 
@@ -127,7 +127,7 @@ def test_an_upgrade_and_a_rollback_under_load_lose_and_double_nothing(up: Fleet,
             roll(up.roles[name], path)
             publisher.more()
         # And some of them this one again, on the schema of the next
-        for name in ("tools", "echo-a", "orchestrator-a"):
+        for name in ("orchestrator-a", "echo-a", "tools"):
             roll(up.roles[name], None)
             publisher.more()
     finally:
