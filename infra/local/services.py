@@ -23,6 +23,8 @@ import ready
 from state import State
 
 DATABASE = "metier"
+STATE_VARIABLE = "METIER_LOCAL_STATE"
+"""Tells a command that `stack run` runs whose services it has, and us that they end with it: `metier chaos` restarts them."""
 VARIABLES = {
     "kafka": "METIER_KAFKA_BOOTSTRAP",
     "postgres": "METIER_POSTGRES_URL",
@@ -32,6 +34,8 @@ VARIABLES = {
 """The environment variable that names each service: set beforehand, that service is used and none is started."""
 
 _RECIPE = Path(__file__).parent / "kafka"
+_BRIEF = ["-XX:TieredStopAtLevel=1"]
+"""For a broker that is there for one command: what the JVM's second compiler gives back in an hour, it takes in the first minutes."""
 
 
 def _nothing() -> None:
@@ -88,18 +92,18 @@ def kafka(state: State) -> Service:
         name="kafka",
         url=f"127.0.0.1:{port}",
         ports=(port, port + 1),
-        command=lambda: _kafka_command(state.folder("kafka"), port),
+        command=lambda: _kafka_command(state.folder("kafka"), port, _BRIEF if STATE_VARIABLE in os.environ else []),
         ready=partial(ready.kafka, port),
         pidfile=state.pidfile("kafka"),
         log=state.log("kafka"),
     )
 
 
-def _kafka_command(home: Path, port: int) -> list[str]:
+def _kafka_command(home: Path, port: int, compiling: Sequence[str]) -> list[str]:
     settings = home / "server.properties"
     template = Template((_RECIPE / "server.properties").read_text().split("\n", 1)[1])
     settings.write_text(template.substitute(port=port, controller=port + 1, data=home / "data"))
-    java = [install.java(), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"]
+    java = [install.java(), "-XX:+UseSerialGC", "-XX:-UsePerfData", *compiling]
     java += [f"-Dlog4j2.configurationFile={_RECIPE / 'log4j2.properties'}", "-cp", f"{install.kafka_jars()}/*"]
     if not (home / "data/meta.properties").exists():
         cluster = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")

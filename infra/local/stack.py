@@ -25,8 +25,6 @@ from state import REPOSITORY, State
 
 IMAGE_VARIABLE = "METIER_SANDBOX_IMAGE"
 KEY_VARIABLE = "METIER_GRANT_KEY"
-STATE_VARIABLE = "METIER_LOCAL_STATE"
-"""Tells a command that `run` runs whose services it has: `metier chaos` restarts them."""
 
 
 def up(options: argparse.Namespace) -> int:
@@ -105,11 +103,12 @@ def run(options: argparse.Namespace) -> int:
     if not shutil.which(options.command[0]):
         raise StackError(f"There is no program {options.command[0]} to run.")
     state = State(options.state)
+    os.environ[services.STATE_VARIABLE] = str(state.root)
     with state.locked():
         started = _bring_up(state, options)
         values = _read_env(state)
     try:
-        return _run_to_the_end(options.command, {**os.environ, **values, STATE_VARIABLE: str(state.root)})
+        return _run_to_the_end(options.command, {**os.environ, **values})
     finally:
         with state.locked():
             _take_down(state, started)
