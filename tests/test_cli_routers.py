@@ -18,12 +18,20 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
-from metier import client, compose_tools, configuration, roles
+from metier import client, compose, compose_tools, configuration, roles
 from metier.cli import app
 from metier.configuration import Config
 from metier_infra.bus import MemoryBus
 from metier_infra.errors import BadSettings, MissingRouter
+from metier_infra.journal import Journal
+from metier_infra.outcomes import Outcome
+from metier_infra.rows import Run
 from metier_infra.socket_bus import serve_bus
+from metier_infra.words import AgentCard, RunId, Task, Wanted
+from metier_workflows.choosing import stored
+from metier_workflows.choosing.router import Router, Serving, Standing
+from metier_workflows.deciding import Deciding
+from metier_workflows.routing import seed_of
 
 
 @pytest.fixture
@@ -140,3 +148,43 @@ async def test_off_policy_tells_how_often_its_intervals_hold(tmp_path: Path) -> 
     assert all(share >= 0.8 for share in document["coverage"].values())
     shown = await asyncio.to_thread(CliRunner().invoke, app, words)
     assert "best single" in shown.output
+
+
+async def test_two_versions_that_stood_side_by_side_are_judged_by_the_log_of_both(
+    config: Config, tmp_path: Path
+) -> None:
+    # Given two versions, one of which asks the better agent, and a log of 160 decisions that went to either by a coin
+    one = write_matrix(tmp_path, "one", seed=1)
+    better = (await told("fit", "--matrix", one, *NAMES))["version"]
+    worse = (await told("fit", "--matrix", one, "--agents", "careful=small,reasoner=big"))["version"]
+    journal = await compose.open_journal(config, size=1)
+    try:
+        await log_of(journal, better, worse)
+    finally:
+        await journal.db.close()
+    # When each is judged by it
+    found = [(await metier("judge", version, "--json")).stdout for version in (better, worse)]
+    # Then it is told which one is better, though neither ever chose whom the other one chose
+    reports = [json.loads(said)["report"] for said in found]
+    assert [report["verdict"] for report in reports] == ["better", "worse"]
+    assert [report["figures"]["log"]["passed_over"] for report in reports] == [0, 0]
+
+
+async def log_of(journal: Journal, better: str, worse: str) -> None:
+    """What both decided, the worse one on trial for half of the tasks, and that the careful agent is right nine times of ten and the other one never."""
+    routers: list[Router] = []
+    for version in (better, worse):
+        fitted = await journal.routers.get(version)
+        assert fitted is not None
+        routers.append(stored.load(fitted))
+    deciding = Deciding(Standing(Serving(promoted=routers[0], canary=routers[1], share=0.5)))
+    cards = {name: AgentCard(name=name, model="", policy="") for name in ("careful", "reasoner")}
+    for n in range(160):
+        name = f"r{n}"
+        run = Run(run_id=RunId(name), source="/s", event_id=name, workflow="w", version=None, status="accepted", input={}, traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")  # fmt: skip
+        await journal.runs.accept(run)
+        wanted = Wanted(task=Task(text=f"what is {n} and {n}?", category="maths"))
+        made = await deciding.decide(wanted, cards, tenant="default", seed=seed_of(name))
+        await journal.decisions.record(name, run.run_id, made, ("t", "w", 0), wanted)
+        right = made.chosen == ("careful",) and n % 10 > 0
+        await journal.outcomes.record(Outcome(run_id=name, score=float(right), by="ann", event_id=name, said_at=1.0))

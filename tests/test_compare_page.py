@@ -91,6 +91,28 @@ def test_the_colour_of_a_cell_says_who_is_better_and_its_frame_whether_that_is_s
     )
 
 
+def test_every_category_has_its_own_table_of_who_agrees_and_who_fails_together() -> None:
+    found = compare(made(n=600))
+    root = read(found)[1]
+    assert len(found.categories) == 2
+    for one, shown in zip(found.categories, root.iter("details"), strict=True):
+        heat = next(table for table in shown.iter("table") if table.attrib["class"] == "heat")
+        cells = [["".join(cell.itertext()) for cell in row.findall("td")] for row in heat.iter("tr")][1:]
+        names = one.segment.ranked
+        for pair in one.pairs:
+            low, high = sorted(names.index(name) for name in (pair.contrast.first, pair.contrast.second))
+            assert pair.agreement is not None
+            assert cells[high][low] == percent(pair.agreement.value, 0)
+            assert cells[low][high] == part(pair.error_correlation).split(" ", maxsplit=1)[0]
+    (pairs,) = (table for table in root.iter("table") if table.attrib["class"] == "by-category")
+    rows = [["".join(cell.itertext()) for cell in row] for row in pairs.iter("tr")][1:]
+    best = [(one.segment.name, one.pairs[0]) for one in found.categories]
+    assert [row[:2] for row in rows] == [
+        [name, f"{pair.contrast.first} + {pair.contrast.second}"] for name, pair in best
+    ]
+    assert [row[4] for row in rows] == [part(pair.error_correlation) for _, pair in best]
+
+
 @pytest.mark.parametrize("costs", [True, False])
 def test_the_plots_have_words_for_who_does_not_see_them_and_a_mark_for_every_model(*, costs: bool) -> None:
     found = compare(made(costs=costs))
@@ -249,7 +271,8 @@ def test_everything_is_there_for_machines(stored: Path) -> None:
     told = json.loads(run(stored, "--json").stdout)
     found = compare(made())
     assert told["verdict"]["sentence"] == found.verdict.sentence
-    assert len(told["categories"]) == 2
+    assert [len(one["pairs"]) for one in told["categories"]] == [3, 3]
+    assert {"agreement", "error_correlation"} <= told["categories"][0]["pairs"][0].keys()
     assert len(told["pairs"]) == 3
     assert told["drops"][0].keys() == {"model", "oracle", "by_category"}
     assert told["margin"] == 0.05
@@ -264,6 +287,7 @@ def test_only_the_models_that_are_named_and_the_margin_that_is_given_count(store
 def test_one_category_is_shown_in_full(stored: Path) -> None:
     done = run(stored, "--category", "maths")
     assert "Models: maths, 60 queries" in done.stdout
+    assert "Pairs in maths that reach most together: 3 of 3" in done.stdout
     assert "law" not in done.stdout
 
 

@@ -246,6 +246,27 @@ def test_a_pair_tells_how_they_agree_and_how_they_fail() -> None:
     assert (pair.same_wrong.value, pair.same_wrong.n) == (0.5, 2)
 
 
+def test_the_pairs_of_a_category_are_compared_on_its_queries_alone() -> None:
+    """Where models fail together depends on what is asked: a panel for maths is another one than for law."""
+    maths, law = [[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 1, 0]], [[1, 1, 0], [0, 0, 1], [1, 1, 0], [0, 0, 1]]
+    said = [["4" if right else "5" for right in row] for row in maths + law]
+    found = compare(matrix(maths + law, ["maths"] * 4 + ["law"] * 4, answers=said))
+    for kind, rows in (("maths", slice(0, 4)), ("law", slice(4, 8))):
+        alone = compare(matrix((maths + law)[rows], answers=said[rows]))
+        assert [replace(one, contrast=other.contrast) for one, other in zip(category(found, kind).pairs, alone.pairs, strict=True)] == list(alone.pairs)  # fmt: skip
+    reached = {kind: category(found, kind).pairs[0].contrast for kind in ("maths", "law")}
+    assert [(one.first, one.second) for one in reached.values()] == [("a", "b"), ("a", "c")]
+    correlations = {
+        round(one.error_correlation.value, 9)
+        for kind in reached
+        for one in category(found, kind).pairs
+        if one.error_correlation
+    }
+    assert correlations == {1.0, -1.0}
+    everywhere = [one.error_correlation.value for one in found.pairs if one.error_correlation]
+    assert sorted(everywhere) == pytest.approx([-1.0, 0.0, 0.0])
+
+
 def test_pairs_that_reach_most_together_come_first() -> None:
     scores = np.array([[1, 0, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]])
     found = [(one.contrast.first, one.contrast.second) for one in compare(matrix(scores)).pairs]

@@ -230,6 +230,17 @@ async def test_the_promoted_version_decides_the_one_on_trial_in_its_place_and_of
     assert (await decided(Serving(promoted=Says(SURE)), tenant="other")).router == ROUTER
 
 
+async def test_while_a_version_is_on_trial_a_decision_says_for_how_many_tasks_and_who_would_have_decided_else() -> None:
+    other = Says(replace(SURE, chosen=("c", "b")), "learned.v8")
+    for share, stands, told in ((1.0, Says(SURE), "learned.v7"), (0.0, Says(SURE), "learned.v8"), (1.0, None, ROUTER)):
+        found = await decided(Serving(promoted=stands, canary=other, share=share))
+        assert (found.share, found.other) == (share, told)
+        assert replayed(found, wanted(), [Says(SURE), other]) == found
+    named = await decided(Serving(canary=other, share=0.5), named=Named(by="rule", agents=("a",), why="so"))
+    alone = await decided(Serving(promoted=Says(SURE)))
+    assert (named.share, named.other) == (alone.share, alone.other) == (0.0, "")
+
+
 async def test_what_watched_versions_say_is_kept_and_not_followed_and_one_that_breaks_says_nothing() -> None:
     watched = (Says(replace(SURE, chosen=("c", "b")), "w1"), Says(RuntimeError("x"), "w2"), Says(replace(SURE, confident=False), "w3"))  # fmt: skip
     found = await decided(Serving(promoted=Says(SURE), shadows=watched))

@@ -194,7 +194,7 @@ def test_a_process_killed_in_the_middle_goes_on_and_asks_nothing_twice(
 
 
 @pytest.mark.usefixtures("heeded")
-def test_an_evaluation_that_a_person_stops_says_how_to_go_on(bench: Bench) -> None:
+def test_an_evaluation_that_a_person_stops_says_how_to_go_on_however_often_ctrl_c_is_pressed(bench: Bench) -> None:
     # Given an evaluation in the middle of more than it can do at once
     given = bench.set_of(*(says(str(n), n, scorer="numeric") for n in range(3000)))
     words = ["eval", "run", given, "--agents", "echo", "--out", "out", "--parallel", "1"]
@@ -203,8 +203,10 @@ def test_an_evaluation_that_a_person_stops_says_how_to_go_on(bench: Bench) -> No
     while not bench.asked():
         assert process.poll() is None
         time.sleep(0.02)
-    # When somebody presses Ctrl-C
-    process.send_signal(signal.SIGINT)
+    # When somebody presses Ctrl-C, and again
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
     _, said = process.communicate(timeout=100)
     # Then it ends at once, with a sentence and no trace
     assert process.returncode == 130

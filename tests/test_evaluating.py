@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -555,7 +556,7 @@ def said(value: float, agent: str = "", **more: object) -> Outcome:
     return Outcome.model_validate({"run_id": "r", "score": value, "agent": agent, "by": "p", "event_id": "e", "said_at": 0.0, **more})  # fmt: skip
 
 
-def traced(calls: Sequence[Call], *words: Outcome, answer: str | None = None) -> capture.Traced:
+def traced(calls: Sequence[Call], *words: Outcome, answer: JsonValue = None) -> capture.Traced:
     """A run of these calls, about which this was said."""
     result: dict[str, JsonValue] | None = None if answer is None else {"answer": answer}
     run = Run(
@@ -570,6 +571,11 @@ def traced(calls: Sequence[Call], *words: Outcome, answer: str | None = None) ->
         (traced([call("a", "q", "8"), call("b", "q", "9")], said(1.0, "a")), "8"),
         (traced([call("a", "q", "8"), call("b", "q", "9")], said(1.0), answer="9"), "9"),
         (traced([call("a", "q", "8"), call("b", "q", "8")], said(1.0)), "8"),
+        (
+            traced([call("a", "q", "8"), call("b", "q", "9")], said(1.0), answer={"text": "9", "dissent": {"a": "8"}}),
+            "9",
+        ),
+        (traced([call("a", "q", "8"), call("b", "q", "9")], said(1.0), answer={"text": " "}), None),
         (traced([call("a", "q", "8"), call("b", "q", "9")], said(1.0)), None),
         (traced([call("a", "q", "8")]), None),
         (traced([call("a", "q", "8")], said(0.5, "a")), None),
@@ -588,6 +594,14 @@ def test_what_is_right_is_taken_from_an_explicit_word_that_nobody_speaks_against
     assert bool(found.todo) is (expected is None)
     assert found.scorer == (Exact() if expected is None else Numeric())
     assert found.tags == ("captured",)
+
+
+@pytest.mark.parametrize(("text", "scorer"), [("1,200", Numeric()), ("-3.5", Numeric()), ("nan", Exact()), ("inf", Exact()), ("12 kg", Exact()), ("so", Exact())])  # fmt: skip
+def test_what_is_right_is_compared_as_a_number_where_it_is_one_and_nothing_else(
+    text: str, scorer: Exact | Numeric
+) -> None:
+    (found,) = capture.samples_of(traced([call("a", "q", text)], said(1.0)))
+    assert (found.expected, found.scorer) == (text, scorer)
 
 
 def test_a_word_about_a_whole_run_says_nothing_of_one_task_among_several() -> None:
@@ -632,3 +646,11 @@ def test_the_example_set_and_the_one_in_the_how_to_are_sets(tmp_path: Path) -> N
     recorded = read_recordings(recordings_path())
     assert all((query := recorded.find(one.text)) and not query.calibrates for one in example)
     assert len(example) == 40
+
+
+def test_a_hostile_answer_keeps_nobody_waiting() -> None:
+    """Each of some would take the patterns more than a second, if runs of spaces were left in it."""
+    answers = ["1" * 400 + " " * 400 + "/", "1" + " a" * 490 + "!", "1 " * 490 + "/", "1,111" * 190 + "!"] * 40
+    began = time.thread_time()
+    assert {number_of(one) for one in answers} == {None, 1.0}
+    assert time.thread_time() - began < 20

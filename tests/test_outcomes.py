@@ -12,7 +12,7 @@ import pytest
 from metier_infra.database import Statement
 from metier_infra.decisions import Kept
 from metier_infra.journal import Journal
-from metier_infra.outcomes import WEIGHTS, Outcome, judged
+from metier_infra.outcomes import WEIGHTS, Outcome, answered, judged
 from metier_infra.rows import Call, Run
 from metier_infra.words import CallId, Candidate, Decision, RunId, Task, Wanted, stable_id
 
@@ -160,3 +160,38 @@ def test_in_whatever_order_words_stand_learning_sees_the_same() -> None:
 def test_weak_labels_count_less_than_somebody_who_judged() -> None:
     assert set(WEIGHTS) == {"explicit", "edit", "dissent", "retry"}
     assert all(0 < weight < WEIGHTS["explicit"] == 1.0 for kind, weight in WEIGHTS.items() if kind != "explicit")
+
+
+# ---- the answer of a whole decision
+
+
+def answer(said: Sequence[Outcome], one: Kept | None = None, among: int = 1) -> tuple[float, float] | None:
+    told = answered(one or kept(), said, among)
+    return told and (round(told.score, 6), round(told.weight, 6))
+
+
+def test_a_word_about_a_run_or_a_decision_is_of_its_answer_whoever_gave_it() -> None:
+    several = kept("a", "b")
+    said = [word(1), word(0, decision_id="d", by="bob")]
+    assert answer(said) == answer(said, several) == (0.5, 1.0)
+    assert answer([word(1)], several, among=4) == (1.0, 0.25)
+    assert answer([word(1, decision_id="another")], several) is None
+
+
+def test_a_word_about_an_agent_is_of_the_answer_where_nobody_else_was_asked() -> None:
+    assert answer([word(1, agent="a")], kept("a")) == (1.0, 1.0)
+    assert answer([word(1, agent="a")], kept("a", "b")) is None
+    assert answer([word(1, agent="b")], kept("a")) is None
+
+
+def test_how_a_panel_voted_says_nothing_of_its_answer() -> None:
+    assert answer(votes(a=1.0, b=1.0), kept("a", "b")) is None
+    assert answer([*votes(a=1.0, b=0.0), word(0)], kept("a", "b")) == (0.0, 1.0)
+    assert answer([word(1, kind="dissent", decision_id="d")], kept("a", "b")) is None
+
+
+def test_a_word_that_counts_less_than_a_number_can_tell_counts_for_nothing() -> None:
+    faint = word(1, kind="retry", weight=5e-324)
+    assert faint.counts == 0.0
+    assert (answer([faint]), found([faint])) == (None, {})
+    assert answer([faint, word(0.5)]) == (0.5, 1.0)

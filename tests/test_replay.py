@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 from metier import client, compose_tools, configuration, roles, route, signal, sleep, workflow
 from metier.cli import app
+from metier.cli_replay import table
 from metier.compose import recordings_path
 from metier.configuration import Config, System
 from metier.replay import Models, With, replay
-from metier.replay_report import Replayed
+from metier.replay_report import Difference, Replayed
 from metier_agents.recordings import RecordedQuery, read_recordings
 from metier_infra.database import Database, Statement
 from metier_infra.errors import AskOperator, BadSettings, UnknownAgent, UnknownWorkflow
@@ -294,6 +295,7 @@ async def test_the_command_shows_it_and_says_it_as_json(alone: Config) -> None:
         (["--with", "weather=fine"], "--with is router=VERSION, agent=NAME or policy=KIND"),
         (["--with", "agent="], "--with is router=VERSION, agent=NAME or policy=KIND"),
         (["--with", "router=none"], "no router versions begin with 'none'"),
+        (["--with", "agent=careful", "--with", "policy=autonomous"], "--with changes one thing at a time"),
         (["--ask-models"], "--ask-models needs a --budget"),
     ],
 )
@@ -303,3 +305,22 @@ async def test_the_command_says_what_is_wrong(alone: Config, words: list[str], t
     found = await asyncio.to_thread(CliRunner().invoke, app, ["replay", run.run_id, *words])
     assert isinstance(found.exception, AskOperator)
     assert told in str(found.exception)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "seen"),
+    [
+        ("succeeded: {'question': '" + "long " * 40 + "', 'answer': 'right'}", "succeeded: {'question': '" + "long " * 40 + "', 'answer': 'wrong'}", ("right", "wrong")),
+        ("short and so", "short and other", ("short and so", "short and other")),
+        ("x" * 200, "y" * 200, ("x" * 60, "y" * 60)),
+        (None, "a" * 200, ("none", "a" * 60)),
+    ],
+)  # fmt: skip
+def test_what_is_not_the_same_is_seen_however_much_is_the_same_before_it(
+    then: str | None, now: str, seen: tuple[str, str]
+) -> None:
+    one = Difference(kind="end", about="ask", before=then, after=now)
+    told = Replayed(run_id="r", differs=True, differences=(one,), unknown=(), compared={}, cost_before_usd=0, cost_after_usd=0, result_before=None, result_after=None)  # fmt: skip
+    columns = table(told).columns
+    assert seen[0] in str(next(iter(columns[2].cells)))
+    assert seen[1] in str(next(iter(columns[3].cells)))

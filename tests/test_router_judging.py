@@ -13,12 +13,15 @@ import pytest
 
 from metier_infra.decisions import Kept
 from metier_infra.errors import BadSettings, RouterBroken
-from metier_infra.outcomes import Logged
-from metier_infra.words import Candidate, Decision, RunId, Task, Wanted
+from metier_infra.outcomes import Answered, Logged
+from metier_infra.words import AgentCard, Candidate, Decision, RunId, Task, Wanted
 from metier_workflows import router_data, router_judging
 from metier_workflows.choosing import stored
 from metier_workflows.choosing.matrix import Matrix
-from metier_workflows.choosing.router import Asked, Choice, Option, Topology
+from metier_workflows.choosing.router import Asked, Choice, Option, Router, Serving, Standing, Topology
+from metier_workflows.deciding import Deciding
+from metier_workflows.routing import seed_of
+from metier_workflows.ways import chances, way
 
 AGENTS = ("strong", "weak")
 
@@ -33,10 +36,11 @@ class Always:
 
     def choose(self, asked: Asked, agents: Sequence[str], topologies: Collection[Topology]) -> Choice:
         """See `Router.choose`."""
-        del asked, topologies
-        chosen = (self.agent,) if self.topology == "specialist" else tuple(agents)
+        del asked
+        topology: Topology = self.topology if self.topology in topologies else "specialist"
+        chosen = (self.agent,) if topology == "specialist" else tuple(agents)
         options = tuple(Option(one, 0.5, float(one == self.agent)) for one in agents)
-        return Choice(self.topology, chosen, (1.0,) * len(chosen), options, "always")
+        return Choice(topology, chosen, (1.0,) * len(chosen), options, "always")
 
 
 def logged(n: int, chosen: str, score: float, *, wanted: bool = True, topology: Topology = "specialist") -> Logged:
@@ -49,15 +53,23 @@ def logged(n: int, chosen: str, score: float, *, wanted: bool = True, topology: 
     return Logged(Kept(f"d{n}", RunId(f"r{n}"), decision, task, float(n)), chosen, score, 1.0)
 
 
-def coin(n: int = 400) -> list[Logged]:
+def answered(*given: Logged) -> list[Answered]:
+    return [Answered(one.kept, one.score, one.weight) for one in given]
+
+
+def coin(n: int = 400) -> list[Answered]:
     """The strong agent is right nine times of ten, the weak one four."""
     rng = np.random.default_rng(1)
     chosen = [AGENTS[int(rng.random() < 0.5)] for _ in range(n)]
-    return [logged(k, one, float(rng.random() < (0.9 if one == "strong" else 0.4))) for k, one in enumerate(chosen)]
+    return answered(
+        *(logged(k, one, float(rng.random() < (0.9 if one == "strong" else 0.4))) for k, one in enumerate(chosen))
+    )
 
 
-def judged(router: Always, said: Sequence[Logged], since: float = 0.0) -> router_judging.OnLog:
-    return router_judging.on_log(*router_judging.cases(router, said, since=since))
+def judged(
+    router: Router, said: Sequence[Answered], since: float = 0.0, others: Sequence[Router] = ()
+) -> router_judging.OnLog:
+    return router_judging.on_log(*router_judging.cases(router, said, since=since, others=others))
 
 
 def matrix(n: int = 300, *, strong: float = 0.9, weak: float = 0.4) -> Matrix:
@@ -80,9 +92,13 @@ def test_the_log_of_a_coin_tells_the_better_agent_from_the_worse(agent: str, ver
 
 
 def test_what_cannot_be_used_is_counted_and_passed_over() -> None:
-    said = [*coin(60), logged(100, "weak", 1.0, wanted=False), logged(101, "strong", 1.0, topology="panel")]
+    weak = replace(logged(102, "strong", 0.0), weight=0.2)
+    said = [
+        *coin(60),
+        *answered(logged(100, "weak", 1.0, wanted=False), logged(101, "strong", 1.0, topology="panel"), weak),
+    ]
     found, passed_over = router_judging.cases(Always("strong"), said)
-    assert (len(found), passed_over) == (60, 2)
+    assert (len(found), passed_over) == (60, 3)
 
 
 def test_decisions_from_before_the_fit_do_not_judge_it() -> None:
@@ -100,6 +116,106 @@ def test_what_several_agents_together_would_answer_is_not_in_the_log() -> None:
     assert "never chosen" in told.why
 
 
+# ---- the whole decision: one agent, or several together
+
+
+RIGHT = {"specialist": 0.4, "panel": 0.9}
+"""How often the weak agent is right alone, and both are together."""
+
+
+async def tried(n: int, *, promoted: Router | None, canary: Router, share: float, seed: int = 0) -> list[Answered]:
+    """The log of a version on trial beside another, where what came of it hangs on how the agents were asked."""
+    rng, found = np.random.default_rng(seed), list[Answered]()
+    cards = {name: AgentCard(name=name, model="", policy="", skills={"maths": at}) for at, name in enumerate(AGENTS, 1)}
+    deciding = Deciding(Standing(Serving(promoted=promoted, canary=canary, share=share)))
+    for k in range(n):
+        wanted = Wanted(task=Task(text=f"question {k}", category="maths"))
+        made = await deciding.decide(wanted, cards, tenant="default", seed=seed_of(f"r{seed}-{k}"))
+        kept = Kept(f"d{k}", RunId(f"r{k}"), made, wanted, float(k))
+        found.append(Answered(kept, float(rng.random() < RIGHT[made.topology]), 1.0))
+    return found
+
+
+SINGLE, BOTH = Always("weak", version="single"), Always("strong", "panel", version="both")
+
+
+@pytest.mark.parametrize(("router", "topology"), [(SINGLE, "specialist"), (BOTH, "panel")])
+@pytest.mark.parametrize("declared", [False, True])
+async def test_a_trial_tells_what_several_agents_together_are_worth_and_what_one_is(
+    router: Always, topology: str, *, declared: bool
+) -> None:
+    """Which of two versions decides is drawn, so both ways of asking had a known chance, whoever decides beside the one on trial."""
+    said = await tried(400, promoted=None if declared else SINGLE, canary=BOTH, share=0.4)
+    found = judged(router, said, others=[SINGLE, BOTH])
+    estimate = found.estimates.doubly_robust
+    assert (found.passed_over, found.estimates.lost) == (0, 0.0)
+    assert estimate is not None
+    assert estimate.low < RIGHT[topology] < estimate.high
+    assert estimate.high - estimate.low < 0.2
+    assert found.estimates.gain is not None
+    assert (found.estimates.gain.low > 0) == (topology == "panel")
+
+
+async def test_where_the_other_version_of_a_trial_is_gone_nothing_is_made_up() -> None:
+    said = await tried(400, promoted=SINGLE, canary=BOTH, share=0.4)
+    told = router_judging.verdict(judged(BOTH, said), None)
+    assert told.verdict == "unjudged"
+    assert "never chosen" in told.why
+
+
+async def test_the_interval_of_a_topologys_value_holds_the_truth_as_often_as_it_says() -> None:
+    """95 % over 200 logs of a trial: the estimates weigh topologies as they weigh agents."""
+    said = await tried(30, promoted=SINGLE, canary=BOTH, share=0.3)
+    found, _ = router_judging.cases(BOTH, said, others=[SINGLE, BOTH])
+    ways = {"specialist" if len(one) == 1 else "panel": one for one in found[0].then}
+    assert len({case.taken for case in found}) == 2
+    for case in found:
+        assert dict(case.then) == pytest.approx({ways["panel"]: 0.3, ways["specialist"]: 0.7})
+    case = found[0]
+    held, rng = 0, np.random.default_rng(3)
+    for _ in range(200):
+        drawn = [
+            replace(case, taken=ways[name], score=float(rng.random() < RIGHT[name]))
+            for name in rng.choice(["panel", "specialist"], 300, p=[0.3, 0.7])
+        ]
+        told = router_judging.on_log(drawn, 0).estimates.doubly_robust
+        assert told is not None
+        held += told.low <= RIGHT["panel"] <= told.high
+    assert held >= 186
+
+
+def panel(*weights: float, enough: float = 2 / 3) -> Decision:
+    names = tuple("abcdefgh"[: len(weights)])
+    return Decision(
+        category="maths", chosen=names, topology="panel", reason="a plan", router="r", weights=weights, enough=enough,
+        candidates=tuple(Candidate(agent=one, score=0.5, propensity=float(one == "a")) for one in names),
+    )  # fmt: skip
+
+
+def test_panels_whose_votes_would_always_end_alike_are_one_way_and_others_are_not() -> None:
+    one = way(panel(2.0, 1.5, 1.2))
+    assert one == way(panel(2.1, 1.5, 1.3)), "the same two outvote the third, and only all three are enough"
+    assert one != way(panel(3.0, 1.5, 1.2)), "the first outvotes the others"
+    assert one != way(panel(2.0, 1.2, 1.5)), "the third outvotes the second"
+    assert one != way(panel(2.0, 1.5, 1.2, enough=0.5)), "two are enough"
+    assert way(panel(1, 1, 1)) == way(panel(0, 0, 0)), "weights that are nothing are alike"
+    assert one != way(panel(2.0, 1.5, 1.2).model_copy(update={"topology": "cascade"}))
+    assert one != way(panel(2.0, 1.5, 1.2).model_copy(update={"chosen": ("b", "a", "c")}))
+
+
+def test_of_many_members_weights_that_are_not_the_same_are_another_way() -> None:
+    weights = [1.0 + at / 100 for at in range(7)]
+    assert way(panel(*weights)) == way(panel(*weights))
+    assert way(panel(*weights)) != way(panel(*weights[:-1], 1.07))
+
+
+def test_the_chance_of_several_agents_together_is_known_where_it_is_certain() -> None:
+    made = panel(1, 1)
+    assert chances(made) == {way(made): 1.0}
+    drawn = tuple(one.model_copy(update={"propensity": 0.5}) for one in made.candidates)
+    assert chances(made.model_copy(update={"candidates": drawn})) == {}
+
+
 def test_an_eval_set_tells_whether_it_is_better_than_what_decides() -> None:
     better = router_judging.on_set(Always("strong"), matrix(), baseline=Always("weak", version="old-1"))
     assert better.against == "old-1"
@@ -109,6 +225,26 @@ def test_an_eval_set_tells_whether_it_is_better_than_what_decides() -> None:
     assert router_judging.verdict(None, worse).verdict == "worse"
     same = router_judging.on_set(Always("strong"), matrix())
     assert router_judging.verdict(None, same).verdict == "undecided"
+
+
+def test_a_version_that_asks_several_is_judged_on_an_eval_set_by_the_answer_that_would_be_taken() -> None:
+    """The strong agent is right on the even rows, the two weak ones agree on what is right on all of them."""
+    even = np.arange(100) % 2 == 0
+    scores = np.column_stack([even, np.ones(100), np.ones(100)]).astype(float)
+    said = np.where(scores > 0, "right", "wrong")
+    names, kinds = tuple(f"q{k}" for k in range(100)), ("maths",) * 100
+    rows = Matrix(names, kinds, kinds, names, ("strong", "weak", "other"), scores, answers=said)
+    together, alone = Always("strong", "panel"), Always("strong")
+    assert router_judging.on_set(together, rows, baseline=alone).value == 1.0
+    assert router_judging.on_set(together, rows, baseline=alone).baseline == 0.5
+    silent = replace(rows, answers=None)
+    assert router_judging.on_set(alone, silent).value == 0.5
+
+
+def test_an_agent_of_whom_nothing_is_known_is_not_the_best_single_one() -> None:
+    rows = replace(matrix(), scores=np.column_stack([np.full(300, np.nan), matrix().scores[:, 1]]))
+    found = router_judging.on_set(Always("weak"), rows)
+    assert (found.baseline, found.gain and found.gain.value) == (found.value, 0.0)
 
 
 def test_a_version_is_not_judged_by_what_it_was_fitted_on_nor_by_too_little() -> None:

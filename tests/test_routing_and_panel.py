@@ -131,6 +131,29 @@ def test_white_space_and_case_do_not_make_another_answer() -> None:
         (numeric, "Four ", "four", True),
         (numeric, "nan", "NaN", True),
         (numeric, "inf", "1e999", False),
+        (numeric, "1/2", "0.5", True),
+        (numeric, "1 1/2", r"\boxed{1.5}", True),
+        (numeric, "1/0", "0", False),
+        (numeric, "1,5", "15", False),
+        (numeric, "1,000", "1000.", True),
+        (numeric, "1_000", "1'000", True),
+        (numeric, "\uff11\uff12", "12", True),
+        (numeric, "\u22125", "-5", True),
+        (numeric, "12 kg", "12 g", False),
+        (numeric, "12 kg", "12  KG", True),
+        (numeric, "12 %", "12", False),
+        (numeric, "$12", "12", False),
+        (numeric, "$1,200.00", "$1200", True),
+        (numeric, "9007199254740993", "9007199254740992", False),
+        (numeric, "12345678901", "12345678902", False),
+        (numeric, "1e10", "10000000000", True),
+        (numeric, "7 in chapter 3", "8 in chapter 3", False),
+        (numeric, "0" * 2000 + "1", "1", False),
+        (plain, "caf\u00e9", "CAFE\u0301", True),
+        (plain, "Stra\u00dfe", "STRASSE", True),
+        (plain, "yes\u200b", "\ufeffyes", True),
+        (plain, "a\u00a0b", "a b", True),
+        (plain, "x\u00b2", "x2", False),
     ],
 )
 def test_a_declared_key_says_what_is_the_same(key: Callable[[str], str], one: str, other: str, same: bool) -> None:
@@ -197,3 +220,9 @@ def test_in_waves_exactly_those_are_asked_who_would_be_one_after_the_other(
     while len(asked) < 4 and not agree(heard(asked), weights, enough):
         asked += next_wave(order[len(asked) :], heard(asked), weights, enough)
     assert asked == order[:singly]
+
+
+@pytest.mark.parametrize("nothing", ["", "  \n", "\u200b", "\ufeff \u00ad"])
+def test_an_answer_that_shows_nothing_supports_nothing(nothing: str) -> None:
+    found = synthesise([answer("a", nothing), answer("b", "yes")], {"a": 9.0, "b": 1.0})
+    assert (found.text, found.agreed, found.dissent) == ("yes", ("b",), {})

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from metier_workflows.choosing.matrix import Floats
 from metier_workflows.choosing.statistics import (
     Estimate,
-    bootstrap,
     correlation,
     holm,
     mcnemar,
     mean,
     mean_of,
     paired,
+    skewed_mean_of,
     student_p,
     student_quantile,
     wilson,
@@ -286,37 +286,39 @@ def test_of_normal_scores_the_interval_is_fishers() -> None:
     assert half == pytest.approx(1.959964 / math.sqrt(5000 - 3), rel=0.05)
 
 
-# ---- bootstrap, Student
+# ---- what has a long tail, Student
 
 
-def test_a_bootstrap_repeats_itself_and_another_seed_gives_another() -> None:
-    values = np.random.default_rng(1).gamma(2, 1, (50, 2))
+@pytest.mark.parametrize("size", [10, 80])
+def test_the_interval_of_a_mean_with_a_long_tail_holds_the_truth_oftener_than_one_that_ignores_the_tail(
+    size: int,
+) -> None:
+    def moved(draws: np.random.Generator) -> Estimate:
+        return skewed_mean_of(draws.exponential(1, size))
 
-    def means(weights: Floats) -> Floats:
-        return np.asarray(weights @ values / 50)
+    def plain(draws: np.random.Generator) -> Estimate:
+        values = draws.exponential(1, size)
+        half = student_quantile(0.95, size - 1) * float(values.std(ddof=1)) / math.sqrt(size)
+        return Estimate(1.0, float(values.mean()) - half, float(values.mean()) + half, size)
 
-    first, again, other = (bootstrap(means, 50, seed=seed, times=200) for seed in (4, 4, 5))
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-    low, high = first
-    assert (low < values.mean(axis=0)).all()
-    assert (high > values.mean(axis=0)).all()
-
-
-def test_a_bootstrap_of_means_holds_the_truth_as_often_as_it_says() -> None:
-    def make(draws: np.random.Generator) -> Estimate:
-        values = draws.gamma(2, 1, 80)
-        low, high = bootstrap(lambda weights: weights @ values[:, None] / 80, 80, times=300)
-        return Estimate(float(values.mean()), float(low[0]), float(high[0]), 80)
-
-    assert 0.88 <= held(make, 2.0, 200) <= 0.98
+    assert held(moved, 1.0, 2000) >= 0.92
+    assert held(moved, 1.0, 2000) > held(plain, 1.0, 2000)
 
 
-def test_a_resample_without_a_figure_is_left_out() -> None:
-    def seldom(weights: Floats) -> Floats:
-        return np.where(weights[:, :1] > 0, 7.0, math.nan)
+def test_the_interval_of_what_has_no_tail_is_students() -> None:
+    values = floats(1, 2, 3, 4, 5)
+    half = student_quantile(0.95, 4) * float(values.std(ddof=1)) / math.sqrt(5)
+    assert figures(skewed_mean_of(values)) == pytest.approx((3, max(1, 3 - half), 3 + half, 5))
 
-    assert bootstrap(seldom, 5, times=100) == (7.0, 7.0)
+
+def test_no_bound_of_a_mean_of_costs_is_below_the_smallest_of_them() -> None:
+    found = skewed_mean_of(floats(0.001, 0.001, 0.001, 9))
+    assert found.low == 0.001 < found.value < found.high
+
+
+@pytest.mark.parametrize("values", [floats(0.3), floats(0.3, 0.3, 0.3)])
+def test_a_mean_of_what_is_alike_has_no_width(values: Floats) -> None:
+    assert figures(skewed_mean_of(values)) == (0.3, 0.3, 0.3, values.size)
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 10, 99, 100, 1001, 12001])

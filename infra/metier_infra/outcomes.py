@@ -108,10 +108,20 @@ class Logged:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """What is known of how right the answer of a whole decision was, whoever gave it: the mean of what was said, 0 to 1, and how much that counts, 0 to 1."""
+
+    kept: Kept
+    score: float
+    weight: float
+
+
+@dataclass(frozen=True)
 class Page:
-    """Some decisions that outcomes are about, and where the next page begins; None: there is no more."""
+    """Some decisions that outcomes are about, by agent and as a whole, and where the next page begins; None: there is no more."""
 
     rows: Sequence[Logged]
+    answers: Sequence[Answered]
     after: tuple[float, str] | None
 
 
@@ -136,9 +146,11 @@ class Outcomes:
         at = {"tenant": tenant, "at": after[0], "decision_id": after[1], "limit": limit}
         decided = await self._db.read(_JUDGED, at)
         said = await self._of_runs({row["run_id"] for row in decided})
-        rows = [one for row in decided for one in judged(kept_of(row), said.get(row["run_id"], ()), int(row["among"]))]
+        every = [(kept_of(row), said.get(row["run_id"], ()), int(row["among"])) for row in decided]
+        rows = [one for about in every for one in judged(*about)]
+        answers = [one for about in every if (one := answered(*about))]
         last = (float(decided[-1]["at"]), str(decided[-1]["decision_id"])) if len(decided) == limit else None
-        return Page(rows, last)
+        return Page(rows, answers, last)
 
     async def _of_runs(self, run_ids: Iterable[str]) -> Mapping[str, Sequence[Outcome]]:
         names = {f"run{n}": run_id for n, run_id in enumerate(sorted(run_ids))}
@@ -160,12 +172,31 @@ def judged(kept: Kept, said: Sequence[Outcome], among: int = 1) -> list[Logged]:
     """
     found: dict[str, list[tuple[float, float]]] = {}
     for one in said:
-        if one.decision_id in {"", kept.decision_id}:
-            share = 1.0 if one.decision_id else 1.0 / max(1, among)
+        if one.decision_id in {"", kept.decision_id} and (counts := _counts(one, among)):
             for agent in [one.agent] if one.agent else _behind(kept, said):
-                found.setdefault(agent, []).append((one.score, one.counts * share))
+                found.setdefault(agent, []).append((one.score, counts))
     chosen = kept.decision.chosen
     return [Logged(kept, agent, *_mean(words)) for agent, words in sorted(found.items()) if agent in chosen]
+
+
+def answered(kept: Kept, said: Sequence[Outcome], among: int = 1) -> Answered | None:
+    """What words about its run say of a decision's answer, where the decision is one of `among` in its run; None where they say nothing.
+
+    What is said of an agent is said of the answer if nobody else was asked. How a panel voted is not: that many agree makes no answer right.
+    """
+    own = {"", *kept.decision.chosen} if len(kept.decision.chosen) == 1 else {""}
+    words = [
+        (one.score, counts)
+        for one in said
+        if one.kind != "dissent" and one.decision_id in {"", kept.decision_id} and one.agent in own
+        if (counts := _counts(one, among))
+    ]
+    return Answered(kept, *_mean(words)) if words else None
+
+
+def _counts(one: Outcome, among: int) -> float:
+    """How much a word counts for each of so many decisions of its run; what is too little for a number is nothing."""
+    return one.counts / (1 if one.decision_id else max(1, among))
 
 
 def _behind(kept: Kept, said: Sequence[Outcome]) -> Iterator[str]:

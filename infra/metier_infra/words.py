@@ -158,7 +158,8 @@ class AgentCard(Word):
 class Candidate(Word):
     """One agent that a decision weighed: its score (higher is better), the chance with which it would be chosen first (0 to 1), and what it may cost in USD.
 
-    `policy`, `reasoning`, `retrieval` and, in the stamp, `safety` are what is chosen together with the agent.
+    `policy`, `reasoning`, `retrieval` and, in the stamp, `safety` are what is chosen together with the agent. `skill` is what it declares in the category; None in
+    decisions from before that was kept.
     """
 
     agent: str
@@ -169,6 +170,7 @@ class Candidate(Word):
     policy: str = ""
     reasoning: str = ""
     retrieval: str = ""
+    skill: float | None = None
 
 
 class Shadow(Word):
@@ -184,6 +186,7 @@ class Decision(Word):
 
     `by` says what decided: an `override` or another `rule` of the author, the `learned` router, or the `default` where that knew too little. `seed` is where the
     randomness came from; `weights` are of the votes of the `chosen`; so much of the weight as `enough` behind one answer, and the others are not asked. A `canary` is a version under trial.
+    `share` of the tasks went to the version on trial then, 0 where none was, and `other` is the version that did not decide this one.
     `paid`: the run's limits paid for so many of those who would have been chosen; None: for all.
     """
 
@@ -199,6 +202,8 @@ class Decision(Word):
     weights: tuple[float, ...] = ()
     enough: float = 1.0
     canary: bool = False
+    share: float = 0.0
+    other: str = ""
     shadows: tuple[Shadow, ...] = ()
     paid: int | None = None
 

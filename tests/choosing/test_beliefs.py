@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from metier_workflows.choosing.beliefs import EVERYWHERE, Beliefs, counted, known_mean, pull_of
+from metier_workflows.choosing.beliefs import EVERYWHERE, Beliefs, pull_of
+from metier_workflows.choosing.counting import counted, known_mean
 from metier_workflows.choosing.matrix import Floats
 from metier_workflows.choosing.streaming import followed, streamed
 
@@ -107,6 +108,33 @@ def test_a_model_that_loses_its_right_answers_is_noticed_and_what_was_before_for
     assert after.means()[0, 1] == pytest.approx(start.means()[0, 1], abs=0.03)
 
 
+def test_after_a_change_what_comes_counts_anew_and_is_not_forgotten_at_once() -> None:
+    start = beliefs([[900.0, 800.0], [900.0, 800.0]], [[1000.0, 1000.0], [1000.0, 1000.0]])
+    seen = [start]
+
+    for outcome in run_of(0.5, 150, seed=0):
+        seen.append(seen[-1].after([outcome]))
+
+    at = next(n for n, one in enumerate(seen) if one.changed)
+    assert seen[at].suspicion[:, 0].tolist() == [0.0, 0.0, 0.0]
+    assert seen[at].since_all[:, 0].tolist() == [0.0, 0.0, 0.0]
+    assert seen[at + 1].all[:, 0].sum() == pytest.approx(seen[at].all[:, 0].sum() + 1)
+
+
+def test_a_model_that_changed_everywhere_keeps_the_rank_of_its_categories_and_little_of_its_counts() -> None:
+    start = beliefs([[950.0, 800.0], [850.0, 800.0]], [[1000.0, 1000.0], [1000.0, 1000.0]])
+
+    after = start
+    for outcome in run_of(0.4, 60, seed=0):
+        after = after if after.changed else after.after([outcome])
+
+    assert after.changed == {(EVERYWHERE, 0)}
+    assert 10 < after.all[:, 0].sum() < 60
+    assert 0.2 < after.everywhere()[0] < 0.6
+    shares = after.right[:, 0] / after.all[:, 0]
+    assert shares[0] > shares[1] + 0.02
+
+
 def test_a_change_in_one_category_leaves_the_others() -> None:
     start = beliefs([[900.0, 800.0], [900.0, 800.0]], [[1000.0, 1000.0], [1000.0, 1000.0]])
     good = (np.random.default_rng(1).random((100, 6)) < 0.9).astype(float)
@@ -166,7 +194,7 @@ def test_a_stream_asks_for_one_score_a_query_and_learns_only_from_that() -> None
         return np.nan if query == 3 else float(model == 1)
 
     start = beliefs([[1.0, 1.0]], [[2.0, 2.0]], pull=2.0)
-    chosen = followed(start, np.zeros(200, np.int64), ask, np.random.default_rng(0))
+    chosen = followed(start, np.zeros(200, np.int64), ask, np.random.default_rng(0), np.full(200, -1))
 
     assert asked == [(query, int(model)) for query, model in enumerate(chosen)]
     assert start.all.tolist() == [[2.0, 2.0]]

@@ -15,8 +15,8 @@ import pytest
 from metier_infra.errors import MissingPackage
 from metier_workflows.choosing import sklearn_features, trial
 from metier_workflows.choosing.features import HashedText
+from metier_workflows.choosing.fitting import Fit, best_single, fit, safe
 from metier_workflows.choosing.fitting import Outcome as Way
-from metier_workflows.choosing.fitting import best_single, fit, significant
 from metier_workflows.choosing.learned import LearnedRouter
 from metier_workflows.choosing.matrix import Floats, Matrix
 from metier_workflows.choosing.router import Asked, Choice, Topology
@@ -121,8 +121,34 @@ def way(scores: list[float], costs: list[float] | None = None) -> Way:
     ],
     ids=["surely better", "the same", "as good, elsewhere", "worse", "cheaper, always alike", "cheaper", "cheaper and less right", "too dear"],
 )  # fmt: skip
-def test_only_what_is_surely_worth_more_and_right_no_less_often_replaces_the_best(new: Way, better: bool) -> None:
-    assert significant(new, way([1, 0]), rate=0.005) == better
+def test_only_what_is_worth_more_and_right_no_less_often_replaces_the_best(new: Way, better: bool) -> None:
+    assert safe(new, way([1, 0]), rate=0.005) == better
+
+
+@pytest.mark.parametrize(
+    ("rows", "right_now", "right_before", "taken"),
+    [(4000, 32, 24, True), (4000, 24, 32, False), (400, 4, 2, False), (4000, 300, 290, False), (4000, 300, 200, True)],
+    ids=["likely better and surely not much worse", "likely worse", "few rows", "much may be lost", "surely better"],
+)
+def test_what_is_likely_better_is_taken_where_half_a_point_is_surely_not_lost(
+    rows: int, right_now: int, right_before: int, taken: bool
+) -> None:
+    new, old = np.zeros(rows), np.zeros(rows)
+    new[:right_now], old[-right_before:] = 1, 1
+
+    assert safe(Way(new, np.ones(rows)), Way(old, np.ones(rows)), rate=0.005) == taken
+
+
+def test_the_best_single_model_is_judged_on_rows_that_it_was_not_chosen_on() -> None:
+    """Ten equal models: whichever was luckiest on the training rows looks better there than any is."""
+    lucky, fair = list[float](), list[float]()
+    for seed in range(10):
+        matrix = drawn(np.full((1, 10), 0.6), seed=seed, answers=False, prices=False)
+        lucky.append(float(matrix.scores.mean(axis=0).max()))
+        fair.append(float(Fit(matrix).alone().scores.mean()))
+
+    assert np.mean(lucky) > 0.62
+    assert np.mean(fair) == pytest.approx(0.6, abs=0.012)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +13,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from metier.terminal import console, on_terminal
+from metier.processes import spread
+from metier.terminal import console, on_terminal, one_interrupt
 from metier_infra.errors import BadSettings
 
 if TYPE_CHECKING:
@@ -44,7 +42,8 @@ def command(
     from metier_workflows.choosing.harm import cases, told
 
     wanted = list(cases(_numbers("--models", models), _numbers("--rows", rows), seeds, _kinds(kinds)))
-    found = list(_shown(_judged(wanted, parallel), len(wanted)))
+    with one_interrupt():
+        found = list(_shown(_judged(wanted, parallel), len(wanted)))
     kept = told(found)
     if as_json:
         each = {kind: {way: asdict(one) for way, one in ways.items()} for kind, ways in kept.items()}
@@ -83,12 +82,7 @@ def _kinds(words: str) -> list[str]:
 def _judged(wanted: Sequence[Case], parallel: int) -> Iterator[Harm]:
     from metier_workflows.choosing.harm import judged
 
-    if parallel == 1:
-        yield from map(judged, wanted)
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores already
-    with ProcessPoolExecutor(parallel, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(judged, wanted)
+    yield from spread(judged, wanted, parallel)
 
 
 def _shown(found: Iterator[Harm], count: int) -> Iterator[Harm]:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from metier import client, configuration
 from metier.cli_runs import find_run, run_command
 from metier.configuration import Config
-from metier.terminal import console, on_terminal
+from metier.terminal import console, on_terminal, one_interrupt
 from metier_infra import failpoints, telemetry
 from metier_infra.errors import BadSettings, BadSpec
 from metier_infra.journal import Journal
@@ -195,9 +195,8 @@ async def _ask(config: Config, wanted: Wanted, pairs: Sequence[Todo], purse: Pur
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=not on_terminal(sys.stderr)
-    ) as progress:
+    shown = Progress(*columns, console=Console(stderr=True), transient=True, disable=not on_terminal(sys.stderr))
+    with one_interrupt(), shown as progress:
         bar = progress.add_task("asked", total=len(pairs))
         async with opened(config, wanted) as (system, scoring):
             evaluation = Evaluation(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from metier.terminal import console, shown
+from metier.terminal import console, one_interrupt, shown
 from metier_infra.errors import BadSettings, BadSpec
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def compare(
     margin: Annotated[
         float, typer.Option(min=0.1, max=99, help="A difference that does not matter to you, in points.")
     ] = 5.0,
-    seed: Annotated[int, typer.Option(min=0, help="Decides resamples and splits.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the splits.")] = 0,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page with plots, on its own.", show_default=False)
     ] = None,
@@ -54,7 +54,10 @@ def compare(
     from metier_workflows.choosing import comparison
 
     matrix = _only(_read(source), models)
-    with Console(stderr=True).status(f"comparing {len(matrix.models)} models on {len(matrix):,} queries"):
+    with (
+        one_interrupt(),
+        Console(stderr=True).status(f"comparing {len(matrix.models)} models on {len(matrix):,} queries"),
+    ):
         found = comparison.compare(matrix, margin=margin / 100, seed=seed)
     if html is not None:
         _write(html, compare_page.page(found, source.name))

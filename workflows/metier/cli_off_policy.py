@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from metier.terminal import console, on_terminal
+from metier.terminal import console, on_terminal, one_interrupt
 
 if TYPE_CHECKING:
     from metier_workflows.choosing.off_policy_trial import Cell
@@ -53,7 +53,8 @@ def off_policy(
         transient=True,
         disable=not on_terminal(sys.stderr),
     )
-    cells = list(shown)
+    with one_interrupt():
+        cells = list(shown)
     if as_json:
         told = {"name": name, "trials": trials, "decisions": decisions, "seed": seed, "coverage": _coverage(cells)}
         typer.echo(json.dumps(told | {"cells": [asdict(cell) for cell in cells]}))

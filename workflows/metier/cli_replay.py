@@ -35,13 +35,14 @@ def command(
     run_ids: Annotated[list[str], typer.Argument(metavar="RUN…", help="Runs' ids, or unique beginnings of them.")],
     *,
     changed: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             "--with",
             metavar="WHAT=NAME",
-            help="router=VERSION, agent=NAME or policy=KIND. Default: nothing, a check of the record.",
+            help="router=VERSION, agent=NAME or policy=KIND; one of them. None: a check of the record.",
+            show_default=False,
         ),
-    ] = "",
+    ] = None,
     ask_models: Annotated[
         bool, typer.Option("--ask-models", help="Ask real models too; without it only those answer that cost nothing.")
     ] = False,
@@ -60,11 +61,13 @@ def command(
 
     if ask_models and budget_usd is None:
         raise BadSettings("--ask-models needs a --budget, in USD")
+    if changed and len(changed) > 1:
+        raise BadSettings(f"--with changes one thing at a time: {' or '.join(changed)}")
     models = Models(ask_models, budget_usd)
 
     async def work(found: tuple[Config, Journal]) -> list[Replayed]:
         config, journal = found
-        wanted = await _with(journal, changed)
+        wanted = await _with(journal, changed[0] if changed else "")
         runs = [await find_run(journal, one) for one in run_ids]
         shown_runs = track(
             runs, "replayed", console=Console(stderr=True), transient=True, disable=not on_terminal(sys.stderr)
@@ -113,7 +116,7 @@ def _show(found: Sequence[Replayed], *, as_json: bool) -> None:
     for one in found:
         out.print(Text(_head(one)))
         if one.differences:
-            out.print(_table(one))
+            out.print(table(one))
         for sentence in one.unknown:
             out.print(Text(f"not known: {shown(sentence)}"))
 
@@ -123,13 +126,30 @@ def _head(one: Replayed) -> str:
     return f"run {one.run_id[:12]}: {told}; ${one.cost_before_usd:.6f} then, ${one.cost_after_usd:.6f} now"
 
 
-def _table(one: Replayed) -> Table:
-    table = Table("", "of", "then", "now")
+def table(one: Replayed) -> Table:
+    """What would differ, thing by thing."""
+    found = Table("", "of", "then", "now")
     for each in one.differences:
-        table.add_row(each.kind, _short(each.about), _short(each.before), _short(each.after))
-    return table
+        then, now = (_line(each.before), _line(each.after))
+        begin = _apart(then, now)
+        found.add_row(each.kind, _short(_line(each.about)), _short(then, begin), _short(now, begin))
+    return found
 
 
-def _short(text: str | None) -> Text:
-    said = "none" if text is None else " ".join(text.split())
-    return Text(shown(said if len(said) <= LONGEST else f"{said[:LONGEST]}…"))
+def _line(text: str | None) -> str:
+    return "none" if text is None else " ".join(text.split())
+
+
+def _apart(one: str, other: str) -> int:
+    """Where to begin, so that what is not the same in both is seen: 0 where they are short, or begin otherwise."""
+    alike = next(
+        (at for at, pair in enumerate(zip(one, other, strict=False)) if len({*pair}) > 1), min(len(one), len(other))
+    )
+    return max(0, alike - LONGEST // 3) if max(len(one), len(other)) > LONGEST and alike > LONGEST // 2 else 0
+
+
+def _short(said: str, begin: int = 0) -> Text:
+    """So many characters of it, from there on."""
+    part = said[begin : begin + LONGEST]
+    cut = "…" if begin + LONGEST < len(said) else ""
+    return Text(shown(f"{'…' if begin else ''}{part}{cut}"))

@@ -9,7 +9,7 @@ from metier import compare_page_plots as plots
 from metier import compare_page_tables as tables
 from metier.compare_page_style import STYLE
 from metier.compare_page_text import safe
-from metier_workflows.choosing.comparison import Comparison
+from metier_workflows.choosing.comparison import Category, Comparison
 
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>
@@ -66,12 +66,22 @@ def _accuracy(found: Comparison) -> str:
 def _pairs(found: Comparison) -> str:
     known = any(one.agreement for one in found.pairs)
     below = "Below the diagonal, blue: how often two models give the same answer, in percent. " if known else ""
+    above = "Above it" if known else "Above the diagonal"
     return (
         "<h2>Which agree, and which fail together</h2>\n"
-        f"<p>{below}Above it, orange: how far their errors go together (phi: 0 by chance, 1 always).</p>\n{tables.agreement(found)}\n"
-        "<h2>Which pairs complement each other</h2>\n"
+        f"<p>{below}{above}, orange: how far their errors go together (phi: 0 by chance, 1 always). Each category has its own further down.</p>\n"
+        f"{tables.agreement(found.pairs, found.whole.ranked)}\n<h2>Which pairs complement each other</h2>\n"
         "<p>Those of which one or the other is right most often. The less their errors go together, the more a second opinion tells.</p>\n"
-        f"{tables.pairs(found)}"
+        f"{tables.pairs(found.pairs)}\n{_by_category(found)}"
+    )
+
+
+def _by_category(found: Comparison) -> str:
+    several = len(found.categories) > 1
+    return (
+        f"<p>In each category the pair that is right most often:</p>\n{tables.pairs_by_category(found.categories)}"
+        if several
+        else ""
     )
 
 
@@ -89,16 +99,24 @@ def _pools(found: Comparison) -> str:
 
 def _details(found: Comparison) -> str:
     parts = "\n".join(
-        f"<details><summary>{safe(one.segment.name)}: {one.segment.queries:,} queries</summary>{tables.models(one.segment)}</details>"
+        f"<details><summary>{safe(one.segment.name)}: {one.segment.queries:,} queries</summary>{tables.models(one.segment)}{_together(one)}</details>"
         for one in found.categories
     )
     return f"<h2>Every category in full</h2>\n{parts}"
+
+
+def _together(one: Category) -> str:
+    return (
+        f"<p>Same answer, and errors that go together:</p>\n{tables.agreement(one.pairs, one.segment.ranked)}"
+        if one.pairs
+        else ""
+    )
 
 
 def _method(found: Comparison) -> str:
     return (
         "<h2>How it was judged</h2>\n"
         f'<p class="note">A difference of {100 * found.margin:g} points is taken not to matter. Better or behind: p &lt; 0.05 by McNemar\'s mid-p (graded scores: paired t),'
-        " corrected by Holm over all pairs in all categories. Intervals: Wilson; Bonett and Price for differences; a bootstrap for costs. The rules of the"
+        " corrected by Holm over all pairs in all categories. Intervals: Wilson; Bonett and Price for differences; Student's t moved for skewness (Hall) for costs. The rules of the"
         " verdicts: <code>docs/how-to/compare-models.md</code>.</p>"
     )

@@ -28,7 +28,7 @@ def verdicts(categories: Iterable[Category]) -> str:
         (_head(one.segment.name), _cell(f"{one.segment.queries:,}"), _cell(_kind(one.verdict), "text"), _cell(safe(one.verdict.sentence), "say"))
         for one in categories
     ]  # fmt: skip
-    return _table(("category", "queries", "verdict", ""), rows)
+    return _table(("category", "queries", "verdict", ""), rows, "verdicts")
 
 
 def _kind(verdict: Verdict) -> str:
@@ -59,24 +59,23 @@ def _heat(text: str, away: float, title: str, *marks: str, far: float = FAR) -> 
     return f'<td class="{kinds}" style="--much:{much}" title="{safe(title)}">{text}</td>'
 
 
-def agreement(found: Comparison) -> str:
+def agreement(pairs: Iterable[Pair], names: Sequence[str]) -> str:
     """Below the diagonal how often two models give the same answer, in percent; above it how far their errors go together (phi)."""
-    pairs = {frozenset((one.contrast.first, one.contrast.second)): one for one in found.pairs}
-    names = found.whole.ranked
+    by_names = {frozenset((one.contrast.first, one.contrast.second)): one for one in pairs}
     rows: list[list[str]] = []
     for row, name in enumerate(names):
         cells = [_head(name)]
         for column, other in enumerate(names):
-            one = pairs.get(frozenset((name, other)))
+            one = by_names.get(frozenset((name, other)))
             cells.append(_cell("") if one is None else _same(one) if column < row else _together(one))
         rows.append(cells)
     return _table(("", *names), rows, "heat")
 
 
 def _same(pair: Pair) -> str:
-    title = f"{_both(pair)}: same answer {percents(pair.agreement)} %"
     if pair.agreement is None:
         return _cell("")
+    title = f"{_both(pair)}: same answer {percents(pair.agreement)} %"
     return _heat(percent(pair.agreement.value, 0), pair.agreement.value, title, far=1.0)
 
 
@@ -90,15 +89,38 @@ def _both(pair: Pair) -> str:
     return f"{pair.contrast.first} and {pair.contrast.second}"
 
 
-def pairs(found: Comparison) -> str:
+OF_A_PAIR = ("either is right %", "above the better, points", "error correlation", "same answer %", "right then %", "same wrong answer %")  # fmt: skip
+
+
+def pairs(found: Sequence[Pair]) -> str:
     """Those that reach most together."""
-    heads = ("pair", "either is right %", "above the better, points", "error correlation", "same answer %", "right then %", "same wrong answer %")  # fmt: skip
+    rows = [[_head(_added(one)), *_of_a_pair(one)] for one in found[:PAIRS]]
+    return _table(("pair", *OF_A_PAIR), rows)
+
+
+def pairs_by_category(found: Iterable[Category]) -> str:
+    """Of each category the pair that reaches most together."""
     rows = [
-        [_head(f"{one.contrast.first} + {one.contrast.second}")]
-        + [_figure(text) for text in (percents(one.either_right), percents(one.complement), part(one.error_correlation), percents(one.agreement), percents(one.right_agreed), percents(one.same_wrong))]
-        for one in found.pairs[:PAIRS]
-    ]  # fmt: skip
-    return _table(heads, rows)
+        [_head(one.segment.name), _cell(safe(_added(one.pairs[0]), LONGEST), "text"), *_of_a_pair(one.pairs[0])]
+        for one in found
+        if one.pairs
+    ]
+    return _table(("category", "pair", *OF_A_PAIR), rows, "by-category")
+
+
+def _added(pair: Pair) -> str:
+    return f"{pair.contrast.first} + {pair.contrast.second}"
+
+
+def _of_a_pair(one: Pair) -> list[str]:
+    shares = (one.agreement, one.right_agreed, one.same_wrong)
+    figures = (
+        percents(one.either_right),
+        percents(one.complement),
+        part(one.error_correlation),
+        *map(percents, shares),
+    )
+    return [_figure(text) for text in figures]
 
 
 def drops(found: Sequence[Drop]) -> str:
@@ -130,7 +152,7 @@ def models(segment: Segment) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    head = "".join(f'<th scope="col" title="{safe(one)}"><span>{safe(one, SHOWN if kind else None)}</span></th>' for one in heads)  # fmt: skip
+    head = "".join(f'<th scope="col" title="{safe(one)}"><span>{safe(one, SHOWN if kind == "heat" else None)}</span></th>' for one in heads)  # fmt: skip
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return (
         f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'

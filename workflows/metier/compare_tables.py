@@ -13,7 +13,7 @@ from rich.text import Text
 
 from metier.compare_figures import NONE, chance, part, percent, percents, thousands
 from metier.terminal import shown
-from metier_workflows.choosing.comparison import Category, Comparison
+from metier_workflows.choosing.comparison import Category, Comparison, Pair
 from metier_workflows.choosing.segments import Segment
 
 PAIRS = 10
@@ -23,14 +23,16 @@ PAIRS = 10
 def tables(found: Comparison) -> RenderableType:
     """All of it, the verdict first."""
     parts: list[RenderableType] = [_say(found.verdict.sentence), "", _verdicts(found.categories), _models(found.whole)]
-    parts += [_pairs(found)] if found.pairs else []
+    parts += [_pairs("Pairs", found.pairs)] if found.pairs else []
     parts += [_drops(found), _growth(found)] if found.drops else []
     return Group(*parts)
 
 
 def one_category(category: Category) -> RenderableType:
-    """How every model stands on one kind of query."""
-    return Group(_say(category.verdict.sentence), "", _models(category.segment))
+    """How every model, and every pair, stands on one kind of query."""
+    parts: list[RenderableType] = [_say(category.verdict.sentence), "", _models(category.segment)]
+    parts += [_pairs(f"Pairs in {shown(category.segment.name)}", category.pairs)] if category.pairs else []
+    return Group(*parts)
 
 
 def _verdicts(categories: Iterable[Category]) -> Table:
@@ -56,7 +58,7 @@ def _models(segment: Segment) -> Table:
     return _table(title, ("model", "right %", "less the best, points", "p", "$ per 1,000", "answered %"), rows)
 
 
-def _pairs(found: Comparison) -> Table:
+def _pairs(title: str, found: Sequence[Pair]) -> Table:
     rows = [
         (
             f"{one.contrast.first} + {one.contrast.second}",
@@ -66,10 +68,10 @@ def _pairs(found: Comparison) -> Table:
             percent(one.agreement.value if one.agreement else None),
             percent(one.right_agreed.value if one.right_agreed else None),
         )
-        for one in found.pairs[:PAIRS]
+        for one in found[:PAIRS]
     ]
     heads = ("pair", "either right %", "above the better, points", "error correlation", "agree %", "right then %")
-    return _table(f"Pairs that reach most together: {len(rows)} of {len(found.pairs)}", heads, rows)
+    return _table(f"{title} that reach most together: {len(rows)} of {len(found)}", heads, rows)
 
 
 def _drops(found: Comparison) -> Table:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from pydantic import JsonValue
 
 from metier.router_versions import Source
-from metier_infra.errors import BadSettings, MissingRouter
+from metier_infra.errors import BadSettings, MissingRouter, RouterBroken
 from metier_infra.journal import Journal
-from metier_infra.outcomes import Logged
+from metier_infra.outcomes import Answered, Logged, Page
 from metier_infra.routers import EVERYONE, Fitted, RouterVersion, Stages, Verdict
 from metier_workflows import router_data, router_judging
 from metier_workflows.choosing import stored
@@ -32,7 +33,7 @@ async def fit(journal: Journal, source: Source, *, by: str, seed: int, explores:
     """Fit a version and store it; the same rows give the same version. Raises `BadSettings` or `BadSpec`."""
     if source.given != 1:
         raise BadSettings("say what to fit on: one of --from-outcomes, --eval-set and --matrix")
-    matrix = rows_of(source) or router_data.of_outcomes(await said(journal, source.tenant))
+    matrix = rows_of(source) or router_data.of_outcomes((await said(journal, source.tenant)).rows)
     if not len(matrix):
         raise BadSettings("no outcome that somebody judged is known yet: report some, or fit on an eval set")
     fitted = stored.fit(matrix, _facts(source, matrix), by=by, seed=seed, explores=explores)
@@ -50,14 +51,15 @@ def _facts(source: Source, matrix: Matrix) -> Mapping[str, JsonValue]:
     }
 
 
-async def said(journal: Journal, tenant: str | None, *, page: int = 500) -> list[Logged]:
-    """All that is known of how right agents were, oldest first."""
-    found, after = list[Logged](), (0.0, "")
+async def said(journal: Journal, tenant: str | None, *, page: int = 500) -> Page:
+    """All that is known of how right agents, and the answers of decisions, were; oldest first."""
+    rows, answers, after = list[Logged](), list[Answered](), (0.0, "")
     while True:
         read = await journal.outcomes.logged(tenant=tenant or "", after=after, limit=page)
-        found += read.rows
+        rows += read.rows
+        answers += read.answers
         if read.after is None:
-            return found
+            return Page(rows, answers, None)
         after = read.after
 
 
@@ -65,7 +67,9 @@ async def judge(journal: Journal, version: RouterVersion, source: Source) -> Ver
     """Judge a version by what was logged, and by the eval set or matrix if one is named, and keep what was found."""
     router = stored.load(await _body(journal, version.version))
     since = version.fitted_at if version.fitted_on.get("source") == "outcomes" else 0.0
-    log = router_judging.on_log(*router_judging.cases(router, await said(journal, source.tenant), since=since))
+    answers = (await said(journal, source.tenant)).answers
+    others = await _tried(journal, answers)
+    log = router_judging.on_log(*router_judging.cases(router, answers, since=since, others=others))
     matrix = rows_of(source)
     sets = None
     if matrix is not None:
@@ -75,6 +79,15 @@ async def judge(journal: Journal, version: RouterVersion, source: Source) -> Ver
     verdict = router_judging.verdict(log, sets)
     await journal.routers.judge(version.version, verdict)
     return verdict
+
+
+async def _tried(journal: Journal, answers: Iterable[Answered]) -> list[Router]:
+    """The versions that did not decide, while one was on trial, as far as they can be loaded here."""
+    found: list[Router] = []
+    for version in sorted({one.kept.decision.other for one in answers} - {""}):
+        with suppress(MissingRouter, RouterBroken):
+            found.append(stored.load(await _body(journal, version)))
+    return found
 
 
 async def _body(journal: Journal, version: str) -> Fitted:

@@ -7,6 +7,9 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import IO
 
@@ -86,3 +89,26 @@ def end_by_signals() -> None:
 
     for number in heard:
         signal.signal(number, end)
+
+
+@contextmanager
+def one_interrupt() -> Generator[None]:
+    """In here Ctrl-C does what it did, once: a second one does not cut short how this process ends. Where it did nothing, as under `nohup`, it goes on so.
+
+    Inside a coroutine the first one cancels the main task, as `asyncio.run` has it. Only the main thread hears signals, so that another one changes nothing.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or current_thread() is not main_thread():
+        yield
+        return
+
+    def once(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, once)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is once:
+            signal.signal(signal.SIGINT, before)

@@ -15,11 +15,26 @@ def decided(decision: Decision) -> TraceNode:
         decision.category,
         decision.reason,
         f"scores: {scores}",
-        f"router {decision.router}{', on trial' if decision.canary else ''}",
+        *_votes(decision),
+        f"router {decision.router}{_trial(decision)}",
         f"by {decision.by}, seed {decision.seed}",
         *(f"{one.router}, watched, would ask {', '.join(one.chosen)}" for one in decision.shadows),
     ]
     return TraceNode(kind="decision", name=f"{decision.topology}: {', '.join(decision.chosen)}", note="; ".join(told))
+
+
+def _votes(decision: Decision) -> list[str]:
+    """What each of several weighs, and how much of that behind one answer is enough."""
+    if len(decision.chosen) < 2:
+        return []
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip(decision.chosen, decision.weights, strict=False))
+    return [f"votes: {weights}; {decision.enough:.0%} is enough"]
+
+
+def _trial(decision: Decision) -> str:
+    on = "on trial" if decision.canary else f"{decision.other} on trial" if decision.share else ""
+    share = f" for {decision.share:.0%} of the tasks" if decision.share else ""
+    return f", {on}{share}" if on else ""
 
 
 def _candidate(one: Candidate) -> str:

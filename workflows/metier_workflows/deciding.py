@@ -15,7 +15,7 @@ import structlog
 
 from metier_infra.words import AgentCard, Decision, Shadow, Wanted
 from metier_workflows.choosing.router import Asked, Choice, Router, Routers, Standing, Topology
-from metier_workflows.routing import decide, on_trial
+from metier_workflows.routing import ROUTER, decide, on_trial
 
 log = structlog.get_logger()
 
@@ -39,6 +39,9 @@ class Deciding:
         asked = Asked(wanted.task.text, wanted.task.category, tenant, seed)
         canary = serving.canary is not None and on_trial(seed, serving.share)
         decision = decide(wanted, cards, asked, serving.canary if canary else serving.promoted, canary=canary)
+        if serving.canary is not None and not wanted.named:
+            other = serving.promoted if canary else serving.canary
+            decision = decision.model_copy(update={"share": serving.share, "other": other.version if other else ROUTER})
         if wanted.named or not serving.shadows:
             return decision
         names = sorted(one.agent for one in decision.candidates)

@@ -6,15 +6,18 @@ Who says the same is one camp. A key says what is the same: `exact`, `plain`, `n
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from metier_infra.words import Answer, Word
+from metier_workflows.evaluating.numbers import written
 
 EPSILON = 1e-9
 """Shares of a weight are compared to within this: two of three thirds are two thirds."""
+_UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
+"""Characters that show nothing, to be left out."""
 
 
 class Synthesis(Word):
@@ -32,16 +35,19 @@ def exact(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The ordinary key of agreement: white space and case do not count."""
-    return " ".join(text.split()).casefold()
+    """The ordinary key of agreement: white space, case, what shows nothing (zero-width characters) and how Unicode composes a letter do not count."""
+    shown = " ".join(text.translate(_UNSEEN).split())
+    return unicodedata.normalize("NFC", shown.casefold())
 
 
 def numeric(text: str) -> str:
-    """A key of agreement: numbers agree by value, to nine digits, everything else as by `plain`."""
-    with suppress(ValueError):
-        if math.isfinite(value := float(text.replace(",", ""))):
-            return format(value + 0.0, ".9g")
-    return plain(text)
+    """A key of agreement: texts that are numbers agree by value, `1,000` with `1e3` and `1/2` with `0.5`; everything else as by `plain`.
+
+    `evaluating.numbers` has the rules. Whole numbers agree to the last digit, others to nine. A unit or currency counts: `12 kg` is not `12 g`, nor `12`.
+    """
+    if (number := written(text)) is None:
+        return plain(text)
+    return plain(" ".join(number))
 
 
 class Embed(Protocol):
@@ -105,9 +111,7 @@ def camps(answers: Sequence[Answer], weights: Mapping[str, float], key: Key = pl
     def weight(answer: Answer) -> float:
         return weights.get(answer.agent, 1.0)
 
-    spoken = sorted(
-        (one for one in answers if one.text.strip()), key=lambda one: (weight(one), one.agent), reverse=True
-    )
+    spoken = sorted((one for one in answers if plain(one.text)), key=lambda one: (weight(one), one.agent), reverse=True)
     texts = [answer.text for answer in spoken]
     names = key.names(texts) if isinstance(key, Near) else [key(text) for text in texts]
     named: dict[str, list[Answer]] = {}

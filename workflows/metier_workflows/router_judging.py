@@ -1,27 +1,30 @@
 """Judges a router version before it may decide: on decisions that were logged, as if it had made them, and on an eval set. `metier routers judge` calls it. Pure.
 
-Of the log those decisions count that went to one agent, whose chances were written down and whose outcome is known. If the version was fitted from
-outcomes, only decisions since then: of those before, it has seen the answers. What it would do other than to ask one agent is not known from such a log.
+Of the log those decisions count whose answer somebody judged and whose chances are known. The whole decision is what is weighed (`ways`): which agents, and how they are
+asked. If the version was fitted from outcomes, only decisions since then count: of those before, it has seen the answers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, cast
 
 import numpy as np
 from pydantic import JsonValue
 
-from metier_infra.outcomes import Logged as Said
+from metier_infra.outcomes import Answered
 from metier_infra.routers import Verdict
 from metier_infra.words import Decision
 from metier_workflows.choosing import off_policy
 from metier_workflows.choosing.matrix import Floats, Matrix
 from metier_workflows.choosing.off_policy import Estimate, Estimates, Logged
-from metier_workflows.choosing.router import Asked, Router
+from metier_workflows.choosing.router import Asked, Router, Topology
+from metier_workflows.choosing.trial import asking, follow
+from metier_workflows.router_data import SURE
 from metier_workflows.routing import replayed
+from metier_workflows.ways import Way, chances, chances_then, way
 
 FEWEST_ROWS = 50
 """An eval set with fewer samples carries no judgement."""
@@ -53,57 +56,61 @@ class OnSet:
 
 @dataclass(frozen=True)
 class Case:
-    """A decision as it was made, as the version would make it, and what came of it: how right who was asked was, 0 to 1."""
+    """A decision and what came of it. `taken` is how it was made, `then` with which chances it might have been, `again` with which chances the version would make each.
 
-    made: Decision
-    again: Decision
+    `model` is how right the version thinks that each way is, `score` how right the answer was; both 0 to 1.
+    """
+
+    taken: Way
+    then: Mapping[Way, float]
+    again: Mapping[Way, float]
+    model: Mapping[Way, float]
     score: float
 
 
-def cases(router: Router, said: Sequence[Said], *, since: float = 0.0) -> tuple[list[Case], int]:
-    """What can be judged of a log since then (seconds since the epoch), and how many decisions of it cannot."""
-    found, seen = list[Case](), set[str]()
-    for one in said:
-        seen.add(one.kept.decision_id)
-        case = _case(router, one) if one.kept.at >= since else None
-        found += [case] if case else []
-    return found, len(seen) - len(found)
+def cases(
+    router: Router, said: Sequence[Answered], *, since: float = 0.0, others: Collection[Router] = ()
+) -> tuple[list[Case], int]:
+    """What can be judged of a log since then (seconds since the epoch), and how many decisions of it cannot. `others` are versions that may have been on trial, or beside one."""
+    recent = (one for one in said if one.kept.at >= since and one.weight >= SURE)
+    found = [case for one in recent if (case := _case(router, one, others))]
+    return found, len(said) - len(found)
 
 
-def _case(router: Router, one: Said) -> Case | None:
+def _case(router: Router, one: Answered, others: Collection[Router]) -> Case | None:
     made, wanted = one.kept.decision, one.kept.wanted
-    if wanted is None or made.topology != "specialist" or made.chosen != (one.agent,) or one.propensity <= 0:
+    if wanted is None:
         return None
-    again = replayed(made.model_copy(update={"router": router.version}), wanted, [router])
-    return Case(made, again, one.score) if again else None
+    then, taken = chances_then(made, wanted, others), way(made)
+    now = replayed(made.model_copy(update={"router": router.version}), wanted, [router])
+    again = chances(now) if now else dict[Way, float]()
+    if now is None or not again or not then.get(taken):
+        return None
+    return Case(taken, then, again, {each: _thought(now, each) for each in {**then, **again}}, one.score)
+
+
+def _thought(now: Decision, each: Way) -> float:
+    """How right a way is thought to be: of several agents, as right as the best of them, for want of anything better."""
+    members = each if len(each) == 1 else cast("tuple[str, ...]", each[1])
+    scores = (one.score for one in now.candidates if one.agent in members)
+    return min(1.0, max([0.0, *scores]))
 
 
 def on_log(found: Sequence[Case], passed_over: int) -> OnLog:
     """What these decisions say of the version."""
-    agents = sorted({one.agent for case in found for one in case.made.candidates})
-    place = {name: n for n, name in enumerate(agents)}
-    shape = (len(found), len(agents) + 1)
-    chances, new, model = np.zeros(shape), np.zeros(shape), np.full(shape, 0.5)
+    place = {each: n for n, each in enumerate(dict.fromkeys(each for case in found for each in case.model))}
+    shape = (len(found), len(place))
+    then, again, model = np.zeros(shape), np.zeros(shape), np.full(shape, 0.5)
     for row, case in enumerate(found):
-        for one in case.made.candidates:
-            chances[row, place[one.agent]] = one.propensity
-        _fill(case.again, new[row], model[row], place)
-    chosen = np.array([place[case.made.chosen[0]] for case in found], dtype=np.intp)
+        for table, known in ((then, case.then), (again, case.again), (model, case.model)):
+            table[row, [place[each] for each in known]] = list(known.values())
+    chosen = np.array([place[case.taken] for case in found], dtype=np.intp)
     scores = np.array([case.score for case in found], dtype=np.float64)
-    return OnLog(off_policy.estimate(Logged(chances, chosen, scores, new, model)), passed_over)
-
-
-def _fill(again: Decision, new: Floats, model: Floats, place: dict[str, int]) -> None:
-    """How likely the version would choose each, and what it thinks that each scores. Several agents together are one more choice, which the log never made."""
-    for one in again.candidates:
-        if one.agent in place:
-            model[place[one.agent]] = min(1.0, max(0.0, one.score))
-            new[place[one.agent]] = one.propensity if again.topology == "specialist" else 0.0
-    new[-1] = 1 - new[:-1].sum()
+    return OnLog(off_policy.estimate(Logged(then, chosen, scores, again, model)), passed_over)
 
 
 def on_set(router: Router, matrix: Matrix, *, baseline: Router | None = None, same: bool = False) -> OnSet:
-    """What an eval set says of a version that asks one agent for each sample, against `baseline`, or the agent that is best over the whole set.
+    """What an eval set says of a version, against `baseline`, or the agent that is best over the whole set.
 
     `same`: the version was fitted on this set, and so is not judged by it.
     """
@@ -123,15 +130,12 @@ def on_set(router: Router, matrix: Matrix, *, baseline: Router | None = None, sa
 
 
 def _scores(router: Router, matrix: Matrix) -> Floats:
-    """Of whom it would ask first, query by query; where it knows too little, of the best single agent."""
-    place = {name: n for n, name in enumerate(matrix.models)}
-    best = _best(matrix)
-    found = np.empty(len(matrix))
+    """Of the answer that would be taken, query by query: of several agents, where answers are known; where it knows too little, of the best single agent."""
+    ways: set[Topology] = {"specialist"} if matrix.answers is None else {"specialist", "cascade", "panel"}
+    best, found = _best(matrix), np.empty(len(matrix))
     for row in range(len(matrix)):
-        choice = router.choose(
-            Asked(matrix.texts[row], matrix.categories[row], seed=row), matrix.models, {"specialist"}
-        )
-        found[row] = matrix.scores[row, place[choice.chosen[0]] if choice.confident else best]
+        choice = router.choose(Asked(matrix.texts[row], matrix.categories[row], seed=row), matrix.models, ways)
+        found[row] = follow(choice, asking(matrix, row)).score if choice.confident else matrix.scores[row, best]
     return found
 
 
@@ -140,7 +144,10 @@ def _baseline(baseline: Router | None, matrix: Matrix) -> Floats:
 
 
 def _best(matrix: Matrix) -> int:
-    return int(np.nanmean(matrix.scores, axis=0).argmax())
+    """Of whom anything is known."""
+    known = ~np.isnan(matrix.scores)
+    sums, rows = np.nansum(matrix.scores, axis=0), known.sum(axis=0)
+    return int(np.divide(sums, rows, out=np.full(len(rows), -1.0), where=rows > 0).argmax())
 
 
 def verdict(log: OnLog | None, sets: OnSet | None) -> Verdict:

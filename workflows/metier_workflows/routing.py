@@ -42,7 +42,7 @@ def choose(
         reason=reason,
         router=ROUTER,
         candidates=tuple(
-            _weighed(cards[name], Option(name, score, float(name in chosen[:1]))) for name, score in ranked
+            _weighed(cards[name], Option(name, score, float(name in chosen[:1])), category) for name, score in ranked
         ),
     )
 
@@ -154,7 +154,7 @@ class _Case:
             topology=choice.topology,
             reason=choice.reason,
             router=ROUTER,
-            candidates=tuple(_weighed(self.cards[one.agent], one) for one in choice.options),
+            candidates=tuple(_weighed(self.cards[one.agent], one, self.asked.category) for one in choice.options),
             by=by,
             tenant=self.asked.tenant,
             seed=self.asked.seed,
@@ -222,7 +222,7 @@ def _votes(chosen: Sequence[str], category: str, cards: Mapping[str, AgentCard])
     return skills if all(skills) else (1.0,) * len(chosen)
 
 
-def _weighed(card: AgentCard, option: Option) -> Candidate:
+def _weighed(card: AgentCard, option: Option, category: str) -> Candidate:
     return Candidate(
         agent=card.name,
         score=option.score,
@@ -232,6 +232,7 @@ def _weighed(card: AgentCard, option: Option) -> Candidate:
         policy=card.policy,
         reasoning=card.reasoning,
         retrieval=card.retrieval,
+        skill=card.skills.get(category, 0.0),
     )
 
 
@@ -248,7 +249,8 @@ def _within(decision: Decision, cap_usd: float | None) -> Decision:
 def replayed(decision: Decision, wanted: Wanted, routers: Collection[Router] = ()) -> Decision | None:
     """The decision, made again from what was wanted, its seed, and its router's version among `routers`; None where that is not there.
 
-    What the agents declared is read off the candidates, what the run's limits paid for is taken as it was, and shadows, which decide nothing, stay as they are.
+    What the agents declared is read off the candidates, what the run's limits paid for is taken as it was, and who else was on trial or watched, and did not decide,
+    stays as it is.
     """
     router = next((one for one in routers if one.version == decision.router), None)
     if router is None and decision.router != ROUTER:
@@ -258,7 +260,8 @@ def replayed(decision: Decision, wanted: Wanted, routers: Collection[Router] = (
     cards |= {one.agent: _card(one, decision.category) for one in decision.candidates}
     made = decide(wanted, cards, asked, router, canary=decision.canary)
     made = made if decision.paid is None else paid_for(made, decision.paid)
-    return made.model_copy(update={"shadows": decision.shadows})
+    kept = {"shadows": decision.shadows, "share": decision.share, "other": decision.other}
+    return made.model_copy(update=kept)
 
 
 def _card(one: Candidate, category: str) -> AgentCard:
@@ -266,7 +269,7 @@ def _card(one: Candidate, category: str) -> AgentCard:
         name=one.agent,
         model="",
         policy=one.policy,
-        skills={category: one.score},
+        skills={category: one.score if one.skill is None else one.skill},
         stamp=one.stamp,
         reasoning=one.reasoning,
         retrieval=one.retrieval,

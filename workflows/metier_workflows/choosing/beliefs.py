@@ -1,6 +1,7 @@
 """What outcomes say of each model in each category: counts, shrunk to the model's own record everywhere, with an eye on changes. `learned` acts by them.
 
-Hierarchical Thompson sampling: a draw from a Beta for each model, at the level of the category, whose prior is the model's record over all categories. As in the
+Hierarchical Thompson sampling: a draw from a Beta for each model, at the level of the cluster where the category has some (`clusters`), whose prior is the rest of the category, and else
+at the level of the category, whose prior is the model's record over all categories. As in the
 reference measurements the posterior is *sharpened*: with four times the counts there is less exploring, which pays where labels were there before.
 
 A model may change. Counts that fade always did not help; so each outcome also moves a *suspicion*, by model and by model in a category: the cumulative sum (Page, 1954) of the
@@ -17,6 +18,8 @@ from functools import cached_property
 
 import numpy as np
 
+from metier_workflows.choosing.clusters import Counts
+from metier_workflows.choosing.counting import PULLS, TINY, beside, counted, known_mean, likely_pull
 from metier_workflows.choosing.matrix import Floats
 
 SHARPENED = 4.0
@@ -27,9 +30,6 @@ ALARM = float(np.log(10_000.0))
 """Without a change an alarm comes no sooner than after about 10,000 outcomes of one model (Lorden, 1971)."""
 EVERYWHERE = -1
 """The place of all categories together."""
-PULLS = np.geomspace(2.0, 1000.0, 32)
-"""How many outcomes a record elsewhere may be worth; before anything is seen each is as likely as the next."""
-TINY = 1e-12
 
 
 def _none() -> Floats:
@@ -44,6 +44,7 @@ class Beliefs:
         pull: the model's record over all categories counts in each of them as so many outcomes.
         suspicion, since_right, since_all: the cumulative sums, and what came since each was zero last: one row a category, and one for all together.
         changed: whose counts went because they changed: category, or `EVERYWHERE`, and model.
+        below: counts by cluster; None where no category has clusters.
     """
 
     right: Floats
@@ -53,6 +54,7 @@ class Beliefs:
     since_right: Floats = field(default_factory=_none)
     since_all: Floats = field(default_factory=_none)
     changed: frozenset[tuple[int, int]] = frozenset()
+    below: Counts | None = None
 
     def __post_init__(self) -> None:
         if not self.suspicion.size:
@@ -69,6 +71,14 @@ class Beliefs:
         everywhere = self.everywhere()
         return (self.right + self.pull * self._prior(slice(None), everywhere)) / (self.all + self.pull)
 
+    def cluster_means(self) -> Floats:
+        """The mean score, clusters by models, each shrunk to the rest of its category."""
+        below = self.below
+        if below is None:
+            return np.zeros((0, self.right.shape[1]))
+        found = [self._evidence(int(category), cluster) for cluster, category in enumerate(below.parents)]
+        return np.stack([right / count for right, count in found])
+
     def _prior(self, rows: slice | int, everywhere: Floats) -> Floats:
         """What is expected of each model in a category before its own outcomes there."""
         right, count = self.right[rows], self.all[rows]
@@ -76,15 +86,15 @@ class Beliefs:
         harder = over / (count.sum(axis=-1, keepdims=True) + self.pull)
         return np.asarray(np.clip(everywhere + harder, 0.02, 0.98), np.float64)
 
-    def act(self, category: int | None, random: np.random.Generator) -> int:
-        """The model whose draw is the highest; by its record over all categories, where there is none."""
-        right, count = self._evidence(category)
+    def act(self, category: int | None, random: np.random.Generator, cluster: int = -1) -> int:
+        """The model whose draw is the highest; by its record over all categories, where there is none. `cluster`: -1 is none."""
+        right, count = self._evidence(category, cluster)
         sharp = self._sharp(category)
         return int(np.argmax(random.beta(sharp * right, sharp * (count - right))))
 
-    def spread(self, category: int | None) -> Floats:
+    def spread(self, category: int | None, cluster: int = -1) -> Floats:
         """The standard deviation of each model's draw."""
-        right, count = self._evidence(category)
+        right, count = self._evidence(category, cluster)
         mean = right / count
         deviation: Floats = np.sqrt(mean * (1 - mean) / (self._sharp(category) * count + 1))
         return deviation
@@ -106,17 +116,18 @@ class Beliefs:
             sharp[slice(None) if row == EVERYWHERE else row, model] = 1.0
         return sharp
 
-    def _evidence(self, category: int | None) -> tuple[Floats, Floats]:
+    def _evidence(self, category: int | None, cluster: int = -1) -> tuple[Floats, Floats]:
         if category is None:
             return self.right.sum(axis=0) + 1, self.all.sum(axis=0) + 2
         prior = self._prior(category, self.everywhere())
-        return self.right[category] + self.pull * prior, self.all[category] + self.pull
+        right, count = self.right[category] + self.pull * prior, self.all[category] + self.pull
+        return (right, count) if self.below is None or cluster < 0 else self.below.evidence(cluster, right, count)
 
-    def after(self, outcomes: Iterable[tuple[int, int, float]]) -> Beliefs:
-        """What is believed after these outcomes (category, model, score 0 to 1), in this order; this one stays as it is."""
+    def after(self, outcomes: Iterable[tuple[int, int, float] | tuple[int, int, float, int]]) -> Beliefs:
+        """What is believed after these outcomes (category, model, score 0 to 1, cluster if there is one), in this order; this one stays as it is."""
         copy = self.copy()
-        for category, model, score in outcomes:
-            copy = copy.learn(category, model, score)
+        for category, model, score, *cluster in outcomes:
+            copy = copy.learn(category, model, score, *cluster)
         return copy
 
     def copy(self) -> Beliefs:
@@ -128,13 +139,16 @@ class Beliefs:
             suspicion=self.suspicion.copy(),
             since_right=self.since_right.copy(),
             since_all=self.since_all.copy(),
+            below=self.below and self.below.copy(),
         )
 
-    def learn(self, category: int, model: int, score: float) -> Beliefs:
+    def learn(self, category: int, model: int, score: float, cluster: int = -1) -> Beliefs:
         """Take in one outcome, *in place*; returns itself, or its successor where a change was seen."""
-        expected = self._expected(category, model)
+        expected = self._expected(category, model, cluster)
         self.right[category, model] += score
         self.all[category, model] += 1
+        if self.below is not None and cluster >= 0:
+            self.below.learn(cluster, model, score)
         for row in (category, EVERYWHERE):
             self._suspect(row, model, expected, score)
         here, everywhere = self.suspicion[[category, EVERYWHERE], model]
@@ -142,9 +156,9 @@ class Beliefs:
             return self
         return self._forgotten(category if here >= everywhere else EVERYWHERE, model)
 
-    def _expected(self, category: int, model: int) -> float:
-        """The least that this model may be thought to be worth in this category: a standard deviation below the mean."""
-        right, count = self._evidence(category)
+    def _expected(self, category: int, model: int, cluster: int) -> float:
+        """The least that this model may be thought to be worth here: a standard deviation below the mean."""
+        right, count = self._evidence(category, cluster)
         mean = right[model] / count[model]
         return float(min(max(mean - np.sqrt(mean * (1 - mean) / (count[model] + 1)), 0.05), 0.95))
 
@@ -168,8 +182,9 @@ class Beliefs:
         rows = slice(None) if row == EVERYWHERE else slice(row, row + 1)
         for sums in (self.suspicion, self.since_right, self.since_all):
             sums[rows, model] = 0.0
-        changed = self.changed | {(row, model)}
-        return Beliefs(self.right, self.all, self.pull, self.suspicion, self.since_right, self.since_all, changed)
+        if self.below is not None:
+            self.below.forget(row, model)
+        return replace(self, changed=self.changed | {(row, model)})
 
     def _lower(self, model: int, right: float, count: float) -> None:
         """Every category keeps its rank, and counts for its share of the outcomes that came since."""
@@ -179,39 +194,20 @@ class Beliefs:
         self.right[:, model] = self.all[:, model] * np.minimum(share * (right + 1) / (count + 2) / before, 1.0)
 
 
-def known_mean(scores: Floats, axis: int) -> Floats:
-    """The mean of what is known along an axis; 0 where nothing is."""
-    known = ~np.isnan(scores)
-    mean: Floats = np.nansum(scores, axis=axis) / np.maximum(known.sum(axis=axis), 1)
-    return mean
-
-
-def counted(
-    scores: Floats, categories: np.ndarray[tuple[int], np.dtype[np.int64]], width: int
-) -> tuple[Floats, Floats]:
-    """Right and all of the known scores, categories by models."""
-    known = ~np.isnan(scores)
-    right, count = (np.zeros((width, scores.shape[1])) for _ in range(2))
-    np.add.at(right, categories, np.where(known, scores, 0.0))
-    np.add.at(count, categories, known)
-    return right, count
-
-
 def pull_of(scores: Floats, categories: np.ndarray[tuple[int], np.dtype[np.int64]], width: int) -> float:
     """How many outcomes a model's record elsewhere is worth in a category: the variance of how it does beside the others on one query, over that between categories.
 
     What makes a query or a category hard for all is taken out first, since it favours nobody. Empirical Bayes (Morris, 1983), but over all `PULLS`, each as it is likely: with few
     labels the single most likely one is as good as random, and the extremes either believe every category or none.
     """
-    beside = scores - known_mean(scores, 1)[:, None]
-    beside = beside - known_mean(beside, 0)
-    sums, count = counted(beside, categories, width)
+    found = beside(scores)
+    found = found - known_mean(found, 0)
+    sums, count = counted(found, categories, width)
     means = sums / np.maximum(count, 1)
     there = count > 0
-    noise = float(np.nansum((beside - means[categories]) ** 2)) / max(float(count.sum() - there.sum()), 1.0)
+    noise = float(np.nansum((found - means[categories]) ** 2)) / max(float(count.sum() - there.sum()), 1.0)
     if noise < TINY:
         return float(PULLS[-1])
     spread = noise / PULLS[:, None] + noise / count[there]
     likely = -0.5 * (np.log(spread) + means[there] ** 2 / spread).sum(axis=1) * (1 - 1 / scores.shape[1])
-    weights = np.exp(likely - likely.max())
-    return float(np.exp(weights @ np.log(PULLS) / weights.sum()))
+    return likely_pull(likely)

@@ -36,7 +36,7 @@ class Pair:
     """Two models on their common queries; the better one first.
 
     Attributes:
-        contrast: first less second, over all queries.
+        contrast: first less second.
         both_wrong, error_correlation: how often, and how much more often than by chance (phi), they fail together.
         either_right: an oracle over the two.
         complement: that less the better of the two.
@@ -57,10 +57,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Category:
-    """The models on one kind of query, and what is to be said of it."""
+    """The models on one kind of query, what is to be said of it, and all pairs of models that are ranked here."""
 
     segment: Segment
     verdict: Verdict
+    pairs: tuple[Pair, ...]
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,16 @@ class Comparison:
 
 
 def compare(matrix: Matrix, *, margin: float = MARGIN, seed: int = 0) -> Comparison:
-    """The whole comparison. `margin` is above 0 and below 1; `seed` decides resamples and splits."""
+    """The whole comparison. `margin` is above 0 and below 1; `seed` decides the splits."""
     groups = _groups(matrix.categories)
-    (whole,) = corrected([segment("all", matrix, seed=seed)])
-    parts = corrected([segment(name, matrix.rows(rows), seed=seed) for name, rows in groups.items()])
+    (whole,) = corrected([segment("all", matrix)])
+    parts = corrected([segment(name, matrix.rows(rows)) for name, rows in groups.items()])
     best = whole.ranked[0] if whole.ranked else ""
-    categories = tuple(Category(one, verdicts.judge(one, best, margin)) for one in parts)
+    codes = _codes(matrix)
+    categories = tuple(
+        Category(one, verdicts.judge(one, best, margin), _pairs(matrix.rows(rows), _of(codes, rows), one))
+        for one, rows in zip(parts, groups.values(), strict=True)
+    )
     pool = _pool(matrix, whole.ranked, groups, seed)
     gain = pool.gain() if pool.enough else None
     return Comparison(
@@ -107,7 +112,7 @@ def compare(matrix: Matrix, *, margin: float = MARGIN, seed: int = 0) -> Compari
         whole=whole,
         verdict=verdicts.judge_all(whole, [one.verdict.kind for one in categories], gain, margin),
         categories=categories,
-        pairs=tuple(_pairs(matrix, whole)),
+        pairs=_pairs(matrix, codes, whole),
         pooled=len(pool.scores),
         gain=gain,
         drops=tuple(pool.drops()) if pool.enough else (),
@@ -133,33 +138,34 @@ def _pool(matrix: Matrix, names: Sequence[str], groups: Mapping[str, list[int]],
     return Pool(tuple(names), scores[complete], kinds[complete], seed)
 
 
-def _pairs(matrix: Matrix, whole: Segment) -> list[Pair]:
-    scores, codes = matrix.of(whole.ranked).scores, _codes(matrix.of(whole.ranked))
-    places = {name: place for place, name in enumerate(whole.ranked)}
+def _pairs(matrix: Matrix, codes: Codes | None, of: Segment) -> tuple[Pair, ...]:
+    scores, places = matrix.scores.T.copy(), {name: place for place, name in enumerate(matrix.models)}
+    said = None if codes is None else codes.T.copy()
     found: list[Pair] = []
-    for contrast in whole.contrasts:
+    for contrast in of.contrasts:
         at = [places[contrast.first], places[contrast.second]]
-        rows = ~np.isnan(scores[:, at]).any(axis=1)
-        pair = _pair(contrast, scores[rows][:, at])
-        found.append(pair if codes is None else _with_answers(pair, scores[rows][:, at], codes[rows][:, at]))
-    return sorted(found, key=lambda one: -one.either_right.value)
+        rows = ~np.isnan(scores[at]).any(axis=0)
+        two = scores[at][:, rows]
+        pair = _pair(contrast, two)
+        found.append(pair if said is None else _with_answers(pair, two, said[at][:, rows]))
+    return tuple(sorted(found, key=lambda one: -one.either_right.value))
 
 
 def _pair(contrast: Contrast, scores: Floats) -> Pair:
-    """Of scores that are all known, of one row at least."""
-    top, mine = scores.max(axis=1), scores[:, 0]
+    """Of two rows of scores that are all known, of one query at least."""
+    top = scores.max(axis=0)
     return Pair(
         contrast,
         both_wrong=_share(_wrong(scores)),
-        error_correlation=correlation(mine, scores[:, 1]),
+        error_correlation=correlation(*scores),
         either_right=mean_of(top),
-        complement=mean_of(top - mine),
+        complement=mean_of(top - scores[0]),
     )
 
 
 def _with_answers(pair: Pair, scores: Floats, codes: Codes) -> Pair:
-    answered, same = (codes >= 0).all(axis=1), codes[:, 0] == codes[:, 1]
-    agreed, wrong = scores[answered & same, 0], answered & _wrong(scores)
+    answered, same = (codes >= 0).all(axis=0), codes[0] == codes[1]
+    agreed, wrong = scores[0, answered & same], answered & _wrong(scores)
     return replace(
         pair,
         agreement=_share(same[answered]) if answered.any() else None,
@@ -177,8 +183,12 @@ def _codes(matrix: Matrix) -> Codes | None:
     return np.array(flat, dtype=np.int64).reshape(matrix.answers.shape)
 
 
+def _of(codes: Codes | None, rows: Sequence[int]) -> Codes | None:
+    return None if codes is None else codes[rows]
+
+
 def _wrong(scores: Floats) -> NDArray[np.bool_]:
-    return np.asarray((scores < WRONG).all(axis=1))
+    return np.asarray((scores < WRONG).all(axis=0))
 
 
 def _share(hits: NDArray[np.bool_]) -> Estimate:

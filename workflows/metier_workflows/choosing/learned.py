@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from metier_workflows.choosing.clusters import Counts
 from metier_workflows.choosing.features import Embedder, HashedText
 from metier_workflows.choosing.matrix import Floats
 from metier_workflows.choosing.packing import packed
@@ -23,19 +24,20 @@ from metier_workflows.choosing.router import Asked, Choice, Option, Topology
 from metier_workflows.choosing.skills import SURE, Skills
 from metier_workflows.choosing.votes import Votes
 
-FORM = 1
-"""Of what `dump` gives; goes up when that changes."""
+FORM, CLUSTERED = 1, 2
+"""Of what `dump` gives, without and with clusters; goes up when that changes. A router that was stored before there were clusters has none, and keeps its version."""
 DRAWS = 256
 """Draws from the posterior behind a propensity."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of asking an agent: its category, and how right it was, 0 to 1."""
+    """What came of asking an agent: the task's category, how right it was, 0 to 1, and the task's text, where that was kept."""
 
     agent: str
     category: str
     score: float
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ class LearnedRouter:
             name: getattr(self, name)
             for name in ("models", "categories", "best", "rate", "labels", "routed", "explores")
         }
-        known |= {"form": FORM, "embedder": self.embedder.name, "votes": votes, "plans": plans, **self._skills()}
+        form = FORM if self.skills.beliefs.below is None else CLUSTERED
+        known |= {"form": form, "embedder": self.embedder.name, "votes": votes, "plans": plans, **self._skills()}
         return json.dumps(known, sort_keys=True, allow_nan=False).encode()
 
     def _skills(self) -> dict[str, Any]:
-        skills, beliefs = self.skills, self.skills.beliefs
+        skills, beliefs, below = self.skills, self.skills.beliefs, self.skills.beliefs.below
         counts = (beliefs.right, beliefs.all, beliefs.suspicion, beliefs.since_right, beliefs.since_all)
         return {
             "slopes": packed(skills.slopes),
@@ -90,7 +93,10 @@ class LearnedRouter:
             "pull": beliefs.pull,
             "changed": sorted(map(list, beliefs.changed)),
             "beliefs": [packed(one) for one in counts],
-        }
+        } | ({} if below is None else {"clusters": [packed(one) for one in self._below(below)]})
+
+    def _below(self, counts: Counts) -> tuple[Floats, ...]:
+        return self.skills.clusters.centres, counts.parents.astype(np.float64), counts.pulls, counts.right, counts.all
 
     def with_routes(self, *, routed: bool) -> LearnedRouter:
         """One that chooses by task, or does not."""
@@ -111,7 +117,12 @@ class LearnedRouter:
         """
         agents, categories = self._places
         seen = [
-            (categories[one.category], agents[one.agent], min(max(one.score, 0.0), 1.0))
+            (
+                at := categories[one.category],
+                agents[one.agent],
+                min(max(one.score, 0.0), 1.0),
+                self._cluster(one.text, at),
+            )
             for one in outcomes
             if one.category in categories and one.agent in agents
         ]
@@ -124,6 +135,20 @@ class LearnedRouter:
     @cached_property
     def _means(self) -> Floats:
         return np.vstack([self.skills.beliefs.means(), self.skills.beliefs.everywhere()])
+
+    @cached_property
+    def _cluster_means(self) -> Floats:
+        return self.skills.beliefs.cluster_means()
+
+    @cached_property
+    def _parted(self) -> frozenset[int]:
+        """The categories that have clusters."""
+        return frozenset(self.skills.clusters.parents.tolist())
+
+    def _cluster(self, text: str, category: int) -> int:
+        """Where a text belongs within its category; -1: it has no clusters, or there is no text."""
+        known = text and category in self._parted
+        return self.skills.clusters.of(category, self.embedder.embed(text)) if known else -1
 
     def choose(self, asked: Asked, agents: Sequence[str], topologies: Collection[Topology]) -> Choice:
         """See `router.Router`."""
@@ -140,7 +165,9 @@ class LearnedRouter:
 
     def _chances(self, text: str, category: int) -> Floats:
         beyond = self.skills.beyond(self.embedder.embed(text)) if self.skills.slopes.size else 0.0
-        return np.asarray(np.clip(self._means[category] + beyond, SURE, 1 - SURE), np.float64)
+        cluster = self._cluster(text, category)
+        mean = self._means[category] if cluster < 0 else self._cluster_means[cluster]
+        return np.asarray(np.clip(mean + beyond, SURE, 1 - SURE), np.float64)
 
     def _prices(self, category: int) -> Floats:
         return np.ones(len(self.models)) if self.skills.costs is None else self.skills.costs[category]
@@ -194,7 +221,8 @@ class LearnedRouter:
         worth = (chances if routed else self._means[-1])[places] - (self.rate * prices[places] if routed else 0.0)
         if not routed and self.best in places and not self.skills.beliefs.changed:
             worth = np.array([float(at == self.best) for at in places])
-        spread = self.skills.beliefs.spread(category if category >= 0 else None)[places] if self.explores else None
+        known, cluster = (category, self._cluster(asked.text, category)) if category >= 0 else (None, -1)
+        spread = self.skills.beliefs.spread(known, cluster)[places] if self.explores else None
         share = propensities(worth, spread)
         at = (
             int(np.searchsorted(np.cumsum(share), np.random.default_rng(asked.seed).random()))
@@ -210,12 +238,12 @@ class LearnedRouter:
         return (
             "the best chance on this task, less its cost"
             if routed
-            else f"the best single model: nothing else was surely better on {self.labels} labelled queries"
+            else f"the best single model: nothing else proved itself on {self.labels} labelled queries"
         )
 
 
 def _because(chosen: tuple[str, ...]) -> str:
-    return f"the answers of {len(chosen)} agents together are surely better than one; those after the first are asked until enough agree"
+    return f"the answers of {len(chosen)} agents together proved better than one; those after the first are asked until enough agree"
 
 
 def propensities(worth: Floats, spread: Floats | None) -> Floats:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+
 from metier_infra.errors import BadSpec
 from metier_workflows.choosing.beliefs import Beliefs
+from metier_workflows.choosing.clusters import Clusters, Counts
 from metier_workflows.choosing.features import Embedder, HashedText
-from metier_workflows.choosing.learned import FORM, LearnedRouter
+from metier_workflows.choosing.learned import CLUSTERED, FORM, LearnedRouter
 from metier_workflows.choosing.packing import unpacked
 from metier_workflows.choosing.plans import Plan
 from metier_workflows.choosing.skills import Skills
@@ -34,17 +37,18 @@ def load(stored: bytes, embedder: Embedder | None = None) -> LearnedRouter:
 
 
 def _router(known: dict[str, Any], embedder: Embedder) -> LearnedRouter:
-    if known["form"] != FORM:
-        raise ValueError(f"form {known['form']}, and this version reads form {FORM}")
+    if known["form"] not in {FORM, CLUSTERED}:
+        raise ValueError(f"form {known['form']}, and this version reads the forms {FORM} and {CLUSTERED}")
     right, count, suspicion, since_right, since_all = (unpacked(one) for one in known["beliefs"])
     changed = frozenset((int(row), int(model)) for row, model in known["changed"])
-    beliefs = Beliefs(right, count, float(known["pull"]), suspicion, since_right, since_all, changed)
+    clusters, below = _clusters(known["clusters"]) if known["form"] == CLUSTERED else (Clusters(), None)
+    beliefs = Beliefs(right, count, float(known["pull"]), suspicion, since_right, since_all, changed, below)
     costs = None if known["costs"] is None else unpacked(known["costs"])
     votes, plans = known["votes"], known["plans"]
     return LearnedRouter(
         models=tuple(known["models"]),
         categories=tuple(known["categories"]),
-        skills=Skills(beliefs, unpacked(known["slopes"]), unpacked(known["centre"]), costs),
+        skills=Skills(beliefs, unpacked(known["slopes"]), unpacked(known["centre"]), costs, clusters),
         best=int(known["best"]),
         rate=float(known["rate"]),
         labels=int(known["labels"]),
@@ -54,6 +58,12 @@ def _router(known: dict[str, Any], embedder: Embedder) -> LearnedRouter:
         votes=None if votes is None else Votes(float(votes["odds"]), unpacked(votes["own"])),
         plans=None if plans is None else tuple(Plan(tuple(order), float(stop)) for order, stop in plans),
     )
+
+
+def _clusters(stored: list[dict[str, Any]]) -> tuple[Clusters, Counts]:
+    centres, parents, pulls, right, count = (unpacked(one) for one in stored)
+    places = parents.astype(np.int64)
+    return Clusters(centres, places, pulls), Counts(right, count, places, pulls)
 
 
 def _embedder(known: dict[str, Any], given: Embedder | None) -> Embedder:
@@ -74,6 +84,7 @@ def _check(router: LearnedRouter) -> None:
     fits &= all(one.shape == (rows + 1, columns) for one in further if one is not None)
     slopes = router.skills.slopes
     fits &= not slopes.size or slopes.shape == (router.embedder.width, columns)
+    fits &= beliefs.below is None or _belongs(router.skills.clusters, beliefs.below, router)
     members = {
         router.best,
         *(model for _, model in beliefs.changed),
@@ -84,3 +95,12 @@ def _check(router: LearnedRouter) -> None:
         raise BadSpec(f"this router's parts do not fit its {columns} models and {rows} categories")
     if router.plans is not None and (len(router.plans) != rows + 1 or not all(plan.order for plan in router.plans)):
         raise BadSpec(f"this router has {len(router.plans)} plans, for {rows} categories and one for all")
+
+
+def _belongs(clusters: Clusters, counts: Counts, router: LearnedRouter) -> bool:
+    """Whether every cluster is of a category that is there, and has a centre and counts."""
+    count, columns = len(clusters.centres), len(router.models)
+    parts = (clusters.centres, clusters.parents, clusters.pulls, counts.right, counts.all)
+    shapes = ((count, router.embedder.width), (count,), (count,), (count, columns), (count, columns))
+    fits = tuple(one.shape for one in parts) == shapes
+    return fits and all(0 <= parent < len(router.categories) for parent in clusters.parents.tolist())

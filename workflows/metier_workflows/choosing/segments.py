@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from metier_workflows.choosing.matrix import Floats, Matrix
-from metier_workflows.choosing.statistics import LEVEL, Difference, Estimate, bootstrap, holm, mean_of, paired
+from metier_workflows.choosing.statistics import LEVEL, Difference, Estimate, holm, mean_of, paired, skewed_mean_of
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,9 @@ class Segment:
         ]
 
 
-def segment(name: str, matrix: Matrix, *, seed: int = 0) -> Segment:
-    """The models of a matrix on all of its rows. `seed` decides the bootstrap of costs."""
-    costs = _costs(matrix, seed)
-    standings = [_standing(matrix, place, costs[place]) for place in range(len(matrix.models))]
+def segment(name: str, matrix: Matrix) -> Segment:
+    """The models of a matrix on all of its rows."""
+    standings = [_standing(matrix, place) for place in range(len(matrix.models))]
     ranked = [one for one in standings if one.accuracy and 2 * one.accuracy.n >= len(matrix)]
     rest = [one for one in standings if one not in ranked]
     ranked.sort(key=_rank)
@@ -98,8 +97,8 @@ def _rank(one: Standing) -> tuple[float, float]:
     return -one.accuracy.value if one.accuracy else 0.0, one.cost_usd.value if one.cost_usd else math.inf
 
 
-def _standing(matrix: Matrix, place: int, cost: Estimate | None) -> Standing:
-    known = ~np.isnan(matrix.scores[:, place])
+def _standing(matrix: Matrix, place: int) -> Standing:
+    known, cost = ~np.isnan(matrix.scores[:, place]), _cost(matrix, place)
     if not known.any():
         return Standing(matrix.models[place], None, cost, None)
     answers = matrix.answers
@@ -107,25 +106,13 @@ def _standing(matrix: Matrix, place: int, cost: Estimate | None) -> Standing:
     return Standing(matrix.models[place], mean_of(matrix.scores[known, place]), cost, answered)
 
 
-def _costs(matrix: Matrix, seed: int) -> list[Estimate | None]:
-    """The mean cost of a query, by model: bootstrapped, since a few dear queries often make most of it."""
-    costs = matrix.costs
-    if costs is None or not len(matrix):
-        return [None] * len(matrix.models)
-    there, known = (~np.isnan(costs)).astype(float), np.nan_to_num(costs)
-    n = there.sum(axis=0)
-    some = n > 0
-
-    def means(weights: Floats) -> Floats:
-        rows = weights @ there[:, some]
-        return np.asarray(np.divide(weights @ known[:, some], rows, out=np.full_like(rows, np.nan), where=rows > 0))
-
-    low, high = bootstrap(means, len(matrix), seed=seed)
-    middle, places = means(np.ones((1, len(matrix))))[0], np.cumsum(some) - 1
-    return [
-        Estimate(float(middle[at]), float(low[at]), float(high[at]), int(rows)) if rows else None
-        for at, rows in zip(places, n, strict=True)
-    ]
+def _cost(matrix: Matrix, place: int) -> Estimate | None:
+    """The mean cost of a query. A few dear queries often make most of it."""
+    if matrix.costs is None:
+        return None
+    costs = matrix.costs[:, place]
+    known = costs[~np.isnan(costs)]
+    return skewed_mean_of(known) if known.size else None
 
 
 def _contrasts(names: Sequence[str], scores: Floats) -> list[Contrast]:

@@ -7,7 +7,7 @@ where a method has none for graded scores, its docstring says what is done.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -17,10 +17,8 @@ import numpy as np
 from metier_workflows.choosing.matrix import Floats
 
 LEVEL = 0.95
-TIMES = 1000
-"""Resamples of a bootstrap."""
-AT_ONCE = 64
-"""Resamples that are held in memory together."""
+CELLS = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 1.0, 0.0, 1.0])
+"""The four pairs of two 0/1 scores: all that a correlation of such needs is how often each was seen."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,21 @@ def mean_of(known: Floats, level: float = LEVEL) -> Estimate:
         return wilson(float(known.sum()), known.size, level)
     middle, half = float(known.mean()), _half(known, level)
     return Estimate(middle, max(0.0, middle - half), min(1.0, middle + half), known.size)
+
+
+def skewed_mean_of(known: Floats, level: float = LEVEL) -> Estimate:
+    """The mean of what has a long tail, such as costs, of which there is one at least: Student's interval, moved for the skewness.
+
+    The move is the first term of an inverted Edgeworth expansion (Hall 1983, Ann. Stat. 11:569), which takes no resampling. No bound lies below the smallest
+    value, so that costs stay above 0. A single value, or values that are all alike, have no width.
+    """
+    middle, half = float(known.mean()), _half(known, level)
+    if not np.ptp(known):
+        return Estimate(middle, middle, middle, known.size)
+    spread, z = float(known.std(ddof=1)), z_of(level)
+    skewness = float(((known - middle) ** 3).mean()) / spread**3
+    move = skewness * (2 * z * z + 1) / (6 * known.size) * spread
+    return Estimate(middle, max(float(known.min()), middle + move - half), middle + move + half, known.size)
 
 
 def paired(first: Floats, second: Floats, level: float = LEVEL) -> Difference:
@@ -117,44 +130,34 @@ def correlation(first: Floats, second: Floats, level: float = LEVEL) -> Estimate
     left, right = first[rows], second[rows]
     if left.size < 4 or not np.ptp(left) or not np.ptp(right):
         return None
-    value = min(1.0, max(-1.0, float(np.corrcoef(left, right)[0, 1])))
-    low, high = _limits(left, right, level)
+    if _binary(left) and _binary(right):
+        table: Floats = np.bincount((2 * left + right).astype(np.int64), minlength=4).astype(np.float64)
+        value, (low, high) = _pearson(*CELLS, table), _limits(*CELLS, table + 0.5, level)
+    else:
+        even = np.ones(left.size)
+        value, (low, high) = _pearson(left, right, even), _limits(left, right, even, level)
     return Estimate(value, min(value, low), max(value, high), left.size)
 
 
-def _limits(left: Floats, right: Floats, level: float) -> tuple[float, float]:
-    corner = 0.5 if _binary(left) and _binary(right) else 0.0
-    weights = np.concatenate((np.ones(left.size), np.full(4, corner)))
-    u = _standard(np.append(left, (0.0, 0.0, 1.0, 1.0)), weights)
-    v = _standard(np.append(right, (0.0, 1.0, 0.0, 1.0)), weights)
-    r = float(np.average(u * v, weights=weights))
+def _pearson(left: Floats, right: Floats, weights: Floats) -> float:
+    found = float(_standard(left, weights) * _standard(right, weights) @ weights / weights.sum())
+    return min(1.0, max(-1.0, found))
+
+
+def _limits(left: Floats, right: Floats, weights: Floats, level: float) -> tuple[float, float]:
+    u, v, whole = _standard(left, weights), _standard(right, weights), float(weights.sum())
+    r = float(u * v @ weights) / whole
     if 1 - r * r < 1e-9:
         return r, r
     influence = u * v - r * (u * u + v * v) / 2
-    spread = math.sqrt(float(np.average(influence**2, weights=weights)) / float(weights.sum()))
+    spread = math.sqrt(float(influence**2 @ weights)) / whole
     half = z_of(level) * spread / (1 - r * r)
     return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
 def _standard(x: Floats, weights: Floats) -> Floats:
-    centred = x - np.average(x, weights=weights)
-    return np.asarray(centred / math.sqrt(float(np.average(centred**2, weights=weights))))
-
-
-def bootstrap(
-    measure: Callable[[Floats], Floats], n: int, *, seed: int = 0, times: int = TIMES, level: float = LEVEL
-) -> tuple[Floats, Floats]:
-    """Low and high of any figures that a weighting of `n` rows gives: the percentile bootstrap (Efron 1979, Ann. Stat. 7:1).
-
-    `measure` gets weights, resamples by `n` rows, each row of which sums to `n`, and returns resamples by figures; NaN where a resample gives none.
-    The same seed gives the same interval.
-    """
-    draws, even = np.random.default_rng(seed), np.full(n, 1 / n)
-    sizes = [min(AT_ONCE, times - begin) for begin in range(0, times, AT_ONCE)]
-    found = np.concatenate([measure(draws.multinomial(n, even, size).astype(float)) for size in sizes])
-    tail = 100 * (1 - level) / 2
-    low, high = np.nanpercentile(found, [tail, 100 - tail], axis=0)
-    return np.asarray(low), np.asarray(high)
+    centred = x - float(x @ weights) / float(weights.sum())
+    return np.asarray(centred / math.sqrt(float(centred**2 @ weights) / float(weights.sum())))
 
 
 def student_p(t: float, df: int) -> float:
@@ -188,7 +191,7 @@ def student_quantile(level: float, df: int) -> float:
 
 
 def _binary(values: Floats) -> bool:
-    return bool(np.isin(values, (0.0, 1.0)).all())
+    return bool(((values == 0) | (values == 1)).all())
 
 
 def _half(values: Floats, level: float) -> float:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from metier_workflows.choosing.beliefs import Beliefs, counted, known_mean, pull_of
+from metier_workflows.choosing.beliefs import Beliefs
+from metier_workflows.choosing.counting import known_mean
+from metier_workflows.choosing.features import HashedText, embedded
 from metier_workflows.choosing.matrix import Floats, Matrix
-from metier_workflows.choosing.skills import Whole, numbered
+from metier_workflows.choosing.skills import Whole, fit_beliefs, numbered
 
 LABELS = 300
 """Queries with all labels before the stream; never more than a quarter of the matrix."""
@@ -70,21 +72,25 @@ def _played(known: Matrix, rest: Matrix, random: np.random.Generator) -> Whole:
     """Which model was asked, for each query of the stream; the router sees categories, and the scores of whom it asked."""
     names = tuple(dict.fromkeys((*known.categories, *rest.categories)))
     categories, coming = numbered(known.categories, names), numbered(rest.categories, names)
-    right, count = counted(known.scores, categories, len(names))
-    beliefs = Beliefs(right, count, pull_of(known.scores, categories, len(names)) if len(known) else 20.0)
-    return followed(beliefs, coming, lambda query, model: float(rest.scores[query, model]), random)
+    embedder = HashedText()
+    beliefs, clusters = fit_beliefs(known.scores, categories, len(names), embedded(embedder, known.texts))
+    places = clusters.of_all(coming, embedded(embedder, rest.texts)) if len(clusters) else np.full(len(rest), -1)
+    return followed(beliefs, coming, lambda query, model: float(rest.scores[query, model]), random, places)
 
 
 def followed(
-    beliefs: Beliefs, categories: Whole, ask: Callable[[int, int], float], random: np.random.Generator
+    beliefs: Beliefs, categories: Whole, ask: Callable[[int, int], float], random: np.random.Generator, clusters: Whole
 ) -> Whole:
-    """Whom these beliefs ask for each query, learning from each answer before the next; `ask` gives the score of one model on one query, NaN if it is not known."""
+    """Whom these beliefs ask for each query, of these categories and clusters (-1: none), learning from each answer before the next.
+
+    `ask` gives the score of one model on one query, NaN if it is not known.
+    """
     chosen, beliefs = np.zeros(len(categories), np.int64), beliefs.copy()
-    for query, category in enumerate(categories.tolist()):
-        chosen[query] = beliefs.act(category, random)
+    for query, (category, cluster) in enumerate(zip(categories.tolist(), clusters.tolist(), strict=True)):
+        chosen[query] = beliefs.act(category, random, cluster)
         score = ask(query, int(chosen[query]))
         if not np.isnan(score):
-            beliefs = beliefs.learn(category, int(chosen[query]), score)
+            beliefs = beliefs.learn(category, int(chosen[query]), score, cluster)
     return chosen
 
 

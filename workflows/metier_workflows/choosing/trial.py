@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from metier_infra.errors import BadSpec
-from metier_workflows.choosing.beliefs import known_mean
+from metier_workflows.choosing.counting import known_mean
 from metier_workflows.choosing.features import Embedder
 from metier_workflows.choosing.fitting import Fit, best_single
 from metier_workflows.choosing.learned import LearnedRouter

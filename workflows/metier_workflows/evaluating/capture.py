@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from metier_infra.outcomes import Outcome
 from metier_infra.rows import Call, Run
 from metier_workflows.evaluating import judging
+from metier_workflows.evaluating.numbers import written
 from metier_workflows.evaluating.samples import Provenance, Sample, derived_id
 from metier_workflows.evaluating.scorers import Exact, Numeric
 
@@ -94,6 +95,7 @@ def _agreed(about: Sequence[Outcome]) -> bool:
 def _whole(run: Run, calls: Sequence[Call]) -> str:
     """The run's own answer: what its result calls so, or the answer that all its agents gave."""
     told = (run.result or {}).get("answer")
+    told = told.get("text") if isinstance(told, dict) else told  # what a node that chooses makes
     if isinstance(told, str) and told.strip():
         return told.strip()
     texts = {call.answer.text.strip() for call in calls if call.answer}
@@ -101,8 +103,6 @@ def _whole(run: Run, calls: Sequence[Call]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    """A number alone, without a unit: with one, what a scorer of numbers leaves out might matter."""
+    number = written(text)
+    return number is not None and not number[1]

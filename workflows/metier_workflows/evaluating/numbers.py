@@ -1,4 +1,4 @@
-r"""The number that an answer writes down. `scorers` compares it with what is expected.
+r"""The number that an answer writes down. `scorers` compares it with what is expected, `panel` with those of others.
 
 The rules, in this order:
 
@@ -27,6 +27,10 @@ _FRAC = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _BOXED = re.compile(r"\\boxed\{(.*)\}", re.DOTALL)
 _TEN = re.compile(r"\s*(?:\u00d7|\\times|\*)\s*10\^\{?([+-]?\d+)\}?")
 _SEPARATORS = re.compile(r"[,'_\u2009\u202f\u00a0$€£¥]")
+_CURRENCY = re.compile(r"[$€£¥]")
+_SPACES = re.compile(r"\s{2,}")
+_TOLD = 2**53
+"""From here on a float does not tell every whole number."""
 _ROUND = " \t\r\n\"'`*"
 
 
@@ -41,7 +45,25 @@ def number_of(text: str) -> float | None:
     return _value(found[0]) if len(found) == 1 else None
 
 
+def written(text: str) -> tuple[str, str] | None:
+    """The number that the whole text is, in one way of writing it, and its unit: a currency sign, or what stands after; None where the text is anything else.
+
+    Whole numbers are told to the last digit, others to nine.
+    """
+    bare = _bare(text) if len(text) <= LONGEST else ""
+    whole = _WHOLE.fullmatch(bare)
+    value = _value(whole[1]) if whole else None
+    if whole is None or value is None:
+        return None
+    unit = "".join(_CURRENCY.findall(whole[1])) + bare[whole.end(1) :].strip(" .")
+    digits = _SEPARATORS.sub("", whole[1]).replace("\u2212", "-").replace(" ", "")
+    if re.fullmatch(r"[+-]?\d+", digits):
+        return str(int(digits)), unit
+    return str(int(value)) if value == int(value) and abs(value) < _TOLD else f"{value:.9g}", unit
+
+
 def _bare(text: str) -> str:
+    text = _SPACES.sub(" ", text)  # several of them make the patterns slow, and say no more than one
     inner = _BOXED.search(text)
     kept = (inner[1] if inner else text).strip(_ROUND)
     if kept.startswith("$") and kept.endswith("$"):
