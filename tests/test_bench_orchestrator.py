@@ -16,6 +16,7 @@ import pytest
 from metier.bench_orchestrator import figures, port, ratios
 from metier.bench_orchestrator_cpu import cpu_s, listener
 from metier.bench_orchestrator_fill import fill
+from metier.bench_telemetry import report, ways
 from metier_infra.database import Database
 from metier_infra.postgres_journal import PostgresDatabase
 
@@ -108,3 +109,20 @@ def test_a_small_run_measures_every_load_and_both_peers_and_loses_nothing() -> N
     assert found["distributed"]["w3_s"] > 0.6
     assert found["ratios"].keys() == {"celery", "dbos"}
     assert found["filled"]["runs"] == 50
+
+
+def test_what_telemetry_costs_is_told_against_a_system_without_it() -> None:
+    found = report({"off": 2.0, "tracing": 2.5}, 1000)
+    assert found == {"cpu_s_per_1000_steps": {"off": 2.0, "tracing": 2.5}, "ratio": {"off": 1.0, "tracing": 1.25}}
+    first, *others = ways("http://127.0.0.1:1").values()
+    assert not any(first.values())
+    assert all(other["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "http://127.0.0.1:1/v1/traces" for other in others)
+
+
+@pytest.mark.timeout(400)
+def test_what_telemetry_costs_is_measured_over_the_real_services() -> None:
+    words = [sys.executable, "-m", "metier", "bench", "telemetry", "--burst", "4", "--rounds", "1", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=380)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["ratio"].keys() == found["cpu_s_per_1000_steps"].keys() == ways("").keys()

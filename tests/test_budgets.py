@@ -528,6 +528,12 @@ async def test_what_runs_below_take_ends_the_run_above_as_its_own_calls_do(
     async with at_work(House(sqlite)) as house:
         run = await house.run("below", usd=usd)
     assert (run.failure.code if run.failure else None) == code
+    in_all = await sqlite.runs.spent_in_all(run.run_id)
+    assert (run.cost_usd, in_all.usd, in_all.tokens) == (
+        0.0,
+        len(house.big.billed) * PRICE,
+        len(house.big.billed) * TOKENS,
+    )
     assert sum(house.big.billed) <= usd
 
 

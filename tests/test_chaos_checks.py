@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,15 @@ from metier.chaos.evidence import Evidence, Seen
 from metier.chaos.ledger import Bill, Effect
 from metier.chaos.plan import COMPONENTS, KINDS, ROLES, SHARES, Request, draw
 from metier.chaos.proxy import HOST, Proxy, proxy
-from metier.chaos.recovery import percentile
+from metier.chaos.recovery import Bound, Recovery, Waits, percentile
 from metier.client import SOURCE, run_id_of
 from metier_infra import failpoints
+from metier_infra.database import migrate
 from metier_infra.errors import BadSettings
+from metier_infra.journal import Journal
+from metier_infra.rows import Run
+from metier_infra.sqlite_journal import SqliteDatabase
+from metier_infra.words import RunId
 
 RUN = run_id_of(SOURCE, "r")
 POISON = b"\xff"
@@ -50,7 +55,15 @@ def step(part: str, n: int, **more: object) -> dict[str, Any]:
 
 def call(part: str, answered_at: float | None = 1.0) -> dict[str, Any]:
     task = json.dumps({"text": f"{'say' if part == 'say' else 'effect'} r/{part} 7"})
-    return {"call_id": part, "run_id": RUN, "task": task, "attempt": 1, "answered_at": answered_at, "failure": None}
+    return {
+        "call_id": part,
+        "run_id": RUN,
+        "task": task,
+        "attempt": 1,
+        "answered_at": answered_at,
+        "failure": None,
+        "cancelled": None,
+    }
 
 
 GOOD = Evidence(
@@ -89,19 +102,40 @@ def test_what_may_happen_twice_is_not_held_against_anybody() -> None:
     assert checks.executions_per_effect(again) == 2.0
 
 
-def test_progress_that_a_former_holder_had_on_its_way_may_come_after_the_end() -> None:
-    late = replace(GOOD, runs=row(epoch=2), events=[*GOOD.events, event("n", "node.ended")])
+def test_progress_that_a_former_holder_of_the_run_had_on_its_way_may_come_after_the_end() -> None:
+    late = replace(GOOD, runs=row(epoch=2), events=[START, END, event("n", "node.ended")])
 
     assert not any(checks.judge(late, SOURCE).values())
     assert [checks.told_late(found) for found in (late, GOOD)] == [1, 0]
 
 
+def test_what_a_failed_call_had_cost_may_be_known_better_when_that_is_told_again() -> None:
+    told = [event("c", "agent.answered", call_id="act", ok=False, cost_usd=cost) for cost in (0.0, 0.5)]
+    other = [event("c", "agent.answered", call_id="act", ok=True, cost_usd=cost) for cost in (0.0, 0.5)]
+
+    assert not checks.judge(replace(GOOD, events=[START, *told, END]), SOURCE)["order_violations"]
+    assert checks.judge(replace(GOOD, events=[START, *other, END]), SOURCE)["order_violations"]
+
+
+TOOL = event("t", "tool.answered", call_id="act")
+
+
+@pytest.mark.parametrize(
+    "change", [{"attempt": 2}, {"cancelled": "not needed"}, {"failure": '{"code": "deadline_missed"}'}]
+)
+def test_of_a_call_that_another_one_ended_its_former_holder_may_tell_after_the_end(change: dict[str, Any]) -> None:
+    calls = [{**call("act"), **change}, call("say")]
+
+    assert not checks.judge(replace(GOOD, calls=calls, events=[START, END, TOOL]), SOURCE)["order_violations"]
+    others = replace(GOOD, calls=calls, events=[START, END, event("c", "agent.asked", call_id="act")])
+    assert checks.judge(others, SOURCE)["order_violations"], "that is told by the run's holder"
+
+
 def test_progress_may_come_after_an_end_that_another_replica_told_too() -> None:
-    events = [*GOOD.events, event("n", "node.ended")]
+    events = [START, END, event("n", "node.ended")]
 
     assert not any(checks.judge(replace(GOOD, events=[*events, END]), SOURCE).values())
-    once = [one for n, one in enumerate(events) if one != END or END not in events[:n]]
-    assert checks.judge(replace(GOOD, events=once), SOURCE)["order_violations"]
+    assert checks.judge(replace(GOOD, events=events), SOURCE)["order_violations"]
 
 
 def row(**change: object) -> list[dict[str, Any]]:
@@ -129,10 +163,16 @@ WRONG: list[tuple[str, str, Evidence]] = [
     ("order_violations", "started", replace(GOOD, runs=row(epoch=2), events=[END, START])),
     ("order_violations", "node.ended", replace(GOOD, events=[START, END, event("n", "node.ended")])),
     ("order_violations", "never started", replace(GOOD, events=[END])),
+    ("order_violations", "tool.answered", replace(GOOD, events=[START, END, TOOL])),
+    ("order_violations", "decision.made", replace(GOOD, runs=row(epoch=2), events=[START, END, event("d", "decision.made")])),
+    ("order_violations", "started after", replace(GOOD, events=[event("n", "node.started"), START, END])),
+    ("order_violations", "of a before", replace(GOOD, events=[START, event("n", "node.ended", task="a"), event("m", "node.started", task="a"), END])),
+    ("order_violations", "partition", replace(GOOD, events=[START, replace(END, partition=1)])),
     ("order_violations", "one id for two", replace(GOOD, events=[START, replace(START, data={"run_id": "x"}), END])),
     ("spend_unaccounted", "none marked", replace(GOOD, bills=[*GOOD.bills, AGAIN])),
     ("spend_unaccounted", "recorded, 1 billed", replace(GOOD, bills=GOOD.bills[1:], steps=[*GOOD.steps, step("act", 4)])),
     ("spend_unaccounted", "cost", replace(GOOD, runs=row(cost_usd=5 * checks.TURN_USD))),
+    ("recovered_late", "held by", replace(GOOD, late=["r: held by doer-1"])),
     ("sandboxes_leaked", "c0ffee", replace(GOOD, leaked=["c0ffee"])),
 ]  # fmt: skip
 
@@ -227,6 +267,68 @@ def test_a_role_is_started_under_its_clock(tmp_path: Path) -> None:
 def test_percentiles_are_of_what_was_measured() -> None:
     assert percentile([], 50) is None
     assert [percentile([4.0, 1.0, 3.0, 2.0], percent) for percent in (50, 99)] == [2.0, 4.0]
+
+
+def test_a_take_over_may_take_the_lease_the_brokers_patience_and_a_step_and_what_is_away_does_not_count() -> None:
+    bound = Bound(lease_s=3.0, session_s=6.0, step_s=20.0)
+    waits = Waits("r", 1, 0.0).passed(25.0, True).passed(100.0, False).passed(4.0, True).passed(2.0, True)
+
+    assert [bound.after(outages) for outages in (0, 1)] == [30.0, 40.0]
+    assert (waits.able_s, waits.outages) == (31.0, 1)
+    assert Waits("r", 1, 0.0).passed(100.0, False).able_s == 0.0
+
+
+@pytest.mark.parametrize(("able", "late"), [(True, 1), (False, 0)])
+async def test_a_run_that_nobody_takes_over_is_late_where_somebody_could_have(
+    able: bool, late: int, brief: Journal
+) -> None:
+    # Given a run of a process that died; nobody goes on with it, and the least is too long
+    recovery = Recovery(brief.db, Bound(0.0, 0.0, 0.001))
+    run = await held(brief, "one")
+    await recovery.follow("one")
+    # When time goes by
+    looking = asyncio.create_task(recovery.look(lambda _: able))
+    await until(lambda: recovery.waiting[0].able_s > 0 or recovery.waiting[0].cut)
+    # Then it is late, where one that could have come did not
+    assert (len(recovery.late), (recovery.closest or 0) > 1) == (late, bool(late))
+    # And when another one has taken it, it waits no more
+    assert await brief.runs.lease(run, "two")
+    await until(lambda: not recovery.waiting)
+    assert len(recovery.took_ms) == 1
+    looking.cancel()
+
+
+async def test_what_a_process_that_was_only_frozen_still_holds_is_not_followed_any_more(brief: Journal) -> None:
+    recovery = Recovery(brief.db, Bound(0.0, 0.0, 0.001))
+    await held(brief, "one")
+    await recovery.follow("one")
+    recovery.back("one")
+
+    assert (recovery.waiting, recovery.took_ms, recovery.late, recovery.closest) == ([], [], [], 0.0)
+
+
+@pytest.fixture
+async def brief() -> AsyncIterator[Journal]:
+    """A journal whose leases are over at once."""
+    db = SqliteDatabase(":memory:")
+    await migrate(db)
+    yield Journal(db, lease_s=-1)
+    await db.close()
+
+
+async def held(journal: Journal, owner: str) -> RunId:
+    run = Run(run_id=RunId(RUN), source="/s", event_id="r", workflow="w", version=None, status="accepted", input={}, traceparent="")  # fmt: skip
+    await journal.runs.accept(run)
+    assert await journal.runs.lease(run.run_id, owner)
+    return run.run_id
+
+
+async def until(there: Callable[[], bool]) -> None:
+    async with asyncio.timeout(40):
+        while True:
+            if there():
+                return
+            await asyncio.sleep(0.01)
 
 
 async def served(answer: Callable[[bytes], bytes]) -> tuple[asyncio.Server, int]:

@@ -18,10 +18,12 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 from pydantic import BaseModel
 
-from metier_infra.bus import Bus, Consumption, MemoryBus
+from metier_infra.bus import Bus, Consumption, Handler, MemoryBus
 from metier_infra.database import Database, migrate
 from metier_infra.events import (
     EVENTS_TOPIC,
+    READERS,
+    REQUESTS,
     RUNS,
     CallAnswered,
     CallRequested,
@@ -350,6 +352,49 @@ async def test_a_run_that_is_cancelled_ends_at_once_with_one_event_and_asks_noth
         run_id, "e", "chain", "ann", "the customer left",
     )  # fmt: skip
     assert house.helper.worked == ["e one"]
+
+
+class Behind:
+    """A bus on which requests lie, for those who take them in their order, until they are let."""
+
+    def __init__(self, inner: Bus) -> None:
+        self.inner, self.let = inner, asyncio.Event()
+        self.let.set()
+
+    async def publish(self, *records: Record) -> None:
+        await self.inner.publish(*records)
+
+    async def consume(self, what: Consumption, handle: Handler, stop: asyncio.Event) -> None:
+        async def later(delivery: Delivery) -> None:
+            if what.group == READERS[REQUESTS]:
+                await self.let.wait()
+            await handle(delivery)
+
+        await self.inner.consume(what, later, stop)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+async def test_a_cancel_does_not_wait_behind_other_requests_and_counts_once(house: House) -> None:
+    # Given a run at work, and requests that lie before whatever comes
+    behind = Behind(house.bus)
+    await house.replica(bus=behind)
+    run_id = await house.started()
+    behind.let.clear()
+    later = await house.request("chain", "later")
+    # When it is cancelled, and one that nobody knows
+    await house.cancel(run_id)
+    await house.cancel("nobody", event_id="nobody")
+    # Then it ends, while they still lie there
+    assert (await house.ended(run_id)).status == "cancelled"
+    assert await house.journal.runs.get(later) is None
+    # and when it is its turn, nothing more comes of it; what cannot be done is told once
+    behind.let.set()
+    assert (await house.ended(later)).status == "succeeded"
+    await house.rejected("nobody")
+    assert [one.subject for one in await house.events(RequestRejected)] == ["nobody"]
+    assert [one.run_id for one in await house.ends() if isinstance(one, RunCancelled)] == [run_id]
 
 
 async def test_the_first_who_cancels_counts_and_a_second_is_not_told_off(house: House) -> None:

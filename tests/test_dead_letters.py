@@ -27,7 +27,7 @@ from metier_infra import kafka_scan
 from metier_infra.blobs import FolderBlobs
 from metier_infra.bus import Bus, Consumption, MemoryBus
 from metier_infra.claims import ClaimCheck
-from metier_infra.dead_letters import Scan, Wanted, letter_of, redrive, summaries, whole
+from metier_infra.dead_letters import Scan, Wanted, in_parts, letter_of, redrive, summaries, whole
 from metier_infra.errors import BadSettings, BusGone, LetterIncomplete, MissingLetter, MissingService, Undecodable
 from metier_infra.events import DEAD_LETTERS, REQUESTS, RUNS
 from metier_infra.kafka_bus import KafkaBus
@@ -402,6 +402,27 @@ def test_what_is_not_clear_sends_nothing(dev: Served, words: tuple[str, ...]) ->
     dev.publish(a_letter(REQUESTS, 0))
     assert isinstance(dev.say(*words).exception, BadSettings)
     assert dev.lie(REQUESTS) == []
+
+
+def test_many_are_sent_by_what_they_have_in_common_each_once_and_in_their_order(dev: Served) -> None:
+    letters = [Delivery(REQUESTS, 0, n, b"k", b"%d" % n, ()) for n in range(1_000)]
+    dev.publish(*[dead_letter(one, Undecodable("no")) for one in letters])
+
+    done = dev.json("redrive", "--reason", "undecodable")
+
+    assert [one["state"] for one in done] == ["redriven"] * 1_000
+    assert [one.value for one in dev.lie(REQUESTS)] == [one.value for one in letters]
+    assert dev.json("redrive", "--reason", "undecodable") == []
+
+
+def test_letters_are_held_in_parts_of_so_many_bytes() -> None:
+    sizes = [11, 3, 3, 4, 1]
+    letters = [replace(letter_of(Delivery(REQUESTS, 0, n, None, b"", ())), size=size) for n, size in enumerate(sizes)]
+
+    parts = [[int(name.rpartition(":")[2]) for name in part] for part in in_parts(letters, 10)]
+
+    assert parts == [[0], [1, 2, 3], [4]]
+    assert [*in_parts([], 10)] == []
 
 
 @pytest.mark.parametrize("words", [("show", "nothing@0:1"), ("redrive", f"{REQUESTS}@0:0", "nothing@0:1")])

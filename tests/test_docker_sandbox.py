@@ -129,7 +129,8 @@ def test_every_wall_stands_whatever_the_profile(tmp_path: Path) -> None:
 
 def test_what_is_not_enforced_is_named() -> None:
     lax = selftest.Seen(
-        uid=0, gid=0, capabilities=1, no_new_privileges=0, seccomp=0, read_only=False, scratch=[], interfaces=["eth0"],
+        uid=0, gid=0, capabilities=1, no_new_privileges=0, seccomp=0, read_only=False, scratch=[], scratch_bytes=1 << 40, scratch_files=1 << 20,
+        elsewhere=["/run"], interfaces=["eth0"],
         connect=0, vsock=0, io_uring=0, pids=-1, memory=-1, swap=-1,
     )  # fmt: skip
     found = selftest.judged(Outcome("ok", 0, lax.model_dump_json()), Profile())
@@ -148,8 +149,15 @@ def test_limits_that_do_not_hold_when_tried_are_named_although_they_read_well() 
 
 WELL = selftest.Seen(
     uid=63000, gid=65534, capabilities=0, no_new_privileges=1, seccomp=2, read_only=True, scratch=["noexec", "nosuid", "nodev"],
-    interfaces=["lo"], connect=101, vsock=1, io_uring=1, pids=64, memory=256 << 20, swap=0,
+    scratch_bytes=64 << 20, scratch_files=8192, elsewhere=[], interfaces=["lo"], connect=101, vsock=1, io_uring=1, pids=64, memory=256 << 20, swap=0,
 )  # fmt: skip
+
+
+def _scratch() -> str:
+    """How the scratch folder is mounted."""
+    mounted = host(Profile(), Place())["Tmpfs"]
+    assert isinstance(mounted, dict)
+    return str(mounted["/tmp"])
 
 
 LAX: dict[str, tuple[dict[str, JsonValue], set[str]]] = {
@@ -157,7 +165,18 @@ LAX: dict[str, tuple[dict[str, JsonValue], set[str]]] = {
     "root": ({"ReadonlyRootfs": False}, {"read-only root"}),
     "memory": ({"Memory": 0, "MemorySwap": 0}, {"memory limit", "no swap", "memory limit, when tried"}),
     "swap": ({"MemorySwap": -1}, {"no swap"}),
-    "scratch": ({"Tmpfs": {"/tmp": "rw,exec,mode=1777"}}, {"scratch folder limited"}),
+    "scratch": (
+        {"Tmpfs": {"/tmp": "rw,exec,mode=1777"}},
+        {"scratch folder limited", "size of the scratch folder", "files in the scratch folder"},
+    ),
+    "files": (
+        {"Tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777"}},
+        {"files in the scratch folder"},
+    ),
+    "elsewhere": (
+        {"Tmpfs": {"/tmp": _scratch(), "/run": "rw,size=1m,mode=1777"}},
+        {"nothing else can be written"},
+    ),
     "capabilities": ({"CapDrop": []}, {"no capabilities"}),
     "privileges": ({"SecurityOpt": [f"seccomp={limits.seccomp()}"]}, {"no-new-privileges"}),
     "seccomp": (

@@ -141,6 +141,25 @@ async def test_members_that_join_and_leave_lose_nothing_and_are_told_what_they_l
     assert 0 < len(partitions) < 4
 
 
+async def test_a_member_for_which_no_partition_is_left_is_ready_to_take_over(
+    kafka: KafkaSettings, opened: Open
+) -> None:
+    apply(kafka, [Topic(RUNS, 1, 1)])
+    bus, taken = opened(kafka), asyncio.Event()
+    first = Member(bus)
+    await happened(first.ready)
+    # Given a second member, to which nothing can be given
+    second = Member(opened(kafka), on=(1, taken.set))
+    await happened(second.ready)
+    assert not first.lost
+    # When the one that has the partition leaves
+    await first.end()
+    # Then the other one handles what comes
+    await bus.publish(word(1, b"k"))
+    await happened(taken)
+    await second.end()
+
+
 class Trio:
     """Members of one group on twelve partitions, and what each started. The first record of each partition stays in hand until `release`."""
 

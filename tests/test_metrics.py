@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,8 +20,8 @@ from metier.configuration import System
 from metier_agents import measuring as agents
 from metier_agents.recordings import read_recordings
 from metier_agents.turns import ModelTurn, Usage
-from metier_infra import metrics
-from metier_infra.backlog import Stills
+from metier_infra import backlog, metrics
+from metier_infra.backlog import Left, Stills
 from metier_infra.bus import Bus, Consumption, MemoryBus
 from metier_infra.errors import BusGone
 from metier_infra.events import DEAD_LETTERS, RUNS
@@ -220,9 +221,12 @@ async def test_what_a_group_has_not_handled_counts_read_or_not_and_ages_until_it
     ages = {metric: read.value(metric, name=RUNS) for metric in (metrics.OLDEST_EVENT, metrics.COMMIT_AGE)}
     for metric, age in ages.items():
         await shows(read, metric, lambda now, before=age: now > before)
+    # what comes while so much is in hand that nothing more is read counts too
+    await a_bus.publish(*(Record(RUNS, b"k", b"%d" % number) for number in range(3)))
+    await shows(read, metrics.LAG, lambda left: left == 8)
     let.release()
-    await shows(read, metrics.LAG, lambda left: left == 4)
-    for _ in range(4):
+    await shows(read, metrics.LAG, lambda left: left == 7)
+    for _ in range(7):
         let.release()
     for metric in (metrics.LAG, metrics.OLDEST_EVENT, metrics.COMMIT_AGE):
         await shows(read, metric, lambda left: left == 0)
@@ -260,6 +264,15 @@ async def test_what_was_left_when_the_broker_went_shows_until_it_is_back(topics:
         async with asyncio.timeout(HUNG):
             await consuming
         await bus.close()
+
+
+def test_of_several_partitions_the_one_that_waits_longest_is_told(read: Read) -> None:
+    now = time.time()
+    parts = [Left(RUNS, 1, now - 5, now - 5), Left(RUNS, 1, now - 500, now - 500), Left(RUNS, 0, None, None)]
+    backlog.show([RUNS], "g", lambda: parts)
+
+    assert read.value(metrics.OLDEST_EVENT, name=RUNS) >= 500
+    assert read.value(metrics.COMMIT_AGE, name=RUNS) >= 500
 
 
 def test_a_partition_stands_still_from_the_first_record_that_waits_until_it_gets_on() -> None:

@@ -7,7 +7,7 @@ partition (`test_bus_contract.py`), and processes that are killed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 
 from metier import client, compose, compose_tools, configuration, roles
+from metier.chaos import order
+from metier.chaos.evidence import Seen
 from metier_agents.recordings import read_recordings
 from metier_infra import outgoing
 from metier_infra.bus import Bus, MemoryBus
-from metier_infra.errors import BusGone, TooLarge
+from metier_infra.errors import BusGone, FencedOff, JournalGone, TooLarge
 from metier_infra.events import EVENTS_TOPIC, DecisionMade, Event, RunStarted, RunSucceeded
+from metier_infra.journal import Journal
 from metier_infra.messages import LARGEST, Delivery, Envelope, Record, decode
 from metier_infra.outgoing import Outgoing
 from metier_infra.progress_events import (
@@ -33,12 +36,16 @@ from metier_infra.progress_events import (
     ToolAnswered,
     ToolCalled,
 )
-from metier_infra.rows import Call
+from metier_infra.rows import Call, Run
+from metier_infra.sqlite_journal import SqliteDatabase
 from metier_infra.words import CallId, RunId, Task
 from metier_tools.lane import ToolLane
 from metier_tools.sandbox import Outcome, Request
 from metier_tools.tool import ToolCall, ToolResult
 from metier_workflows import progress
+from metier_workflows.execution import Execution
+from metier_workflows.run_desk import RunDesk
+from metier_workflows.segment import to_the_end
 
 HUNG = 40
 CODE = next(one for one in read_recordings(compose.recordings_path()).queries if one.category == "code_reasoning")
@@ -256,24 +263,31 @@ def firsts(told: Sequence[Envelope[Event]]) -> list[Envelope[Event]]:
 
 
 def check_order(told: Sequence[Envelope[Event]]) -> None:
-    """P3: what belongs together stands in the order of cause and effect, and nothing new after the end."""
-    order = [one.data for one in firsts(told)]
-    assert isinstance(order[0], RunStarted)
-    assert isinstance(order[-1], RunSucceeded)
-    assert sum(isinstance(one, client.Ended) for one in order) == 1
-    place = {key(one): number for number, one in enumerate(order)}
-    for one in order:
+    """P3, and more than that: what belongs together stands in the order of cause and effect, and nothing new after the end."""
+    assert broken(told) == []
+    new = [one.data for one in firsts(told)]
+    assert isinstance(new[0], RunStarted)
+    assert isinstance(new[-1], RunSucceeded)
+    assert sum(isinstance(one, client.Ended) for one in new) == 1
+    place = {key(one): number for number, one in enumerate(new)}
+    for one in new:
         match one:
             case NodeEnded():
                 assert place["node", "begin", one.task] < place[key(one)]
             case AgentAnswered():
-                tools = [two for two in order if isinstance(two, ToolAnswered) and two.call_id == one.call_id]
+                tools = [two for two in new if isinstance(two, ToolAnswered) and two.call_id == one.call_id]
                 assert place["call", "begin", one.call_id] < place[key(one)]
                 assert all(place[key(two)] < place[key(one)] for two in tools)
             case ToolAnswered():
                 assert place["tool", "begin", one.tool_call_id] < place[key(one)]
             case _:
                 continue
+
+
+def broken(told: Sequence[Envelope[Event]]) -> list[str]:
+    """What the chaos suite finds wrong with it, where nobody took anything over."""
+    seen = [Seen(one.key, one.id, one.data.TYPE, one.data.model_dump(mode="json")) for one in told]
+    return [*order.broken(seen, order.Holders())]
 
 
 def key(event: Event) -> tuple[str, str, str]:
@@ -321,6 +335,42 @@ async def test_the_end_is_told_last_though_the_broker_takes_its_time_with_what_w
     await bench.until(ended)
     check_order(bench.told)
     assert {type(one.data) for one in bench.told} >= {NodeEnded, AgentAnswered, ToolAnswered}
+
+
+async def test_the_chaos_suite_sees_an_end_that_does_not_wait_for_what_was_told_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a product that tells the end of a run past what its nodes told
+    announce = Execution.announce
+
+    async def hasty(self: Execution, run: Run, desk: RunDesk | None = None) -> None:
+        await announce(self, run)
+
+    monkeypatch.setattr(Execution, "announce", hasty)
+    bench = Bench(tmp_path, Slow)
+    # When a run ends on a broker that takes its time
+    await bench.until(lambda one: isinstance(one.data, NodeEnded) and any(map(ended, bench.told)))
+    # Then that counts
+    assert f"{NodeEnded.TYPE} after the end" in broken(bench.told)
+
+
+async def test_a_node_that_is_run_again_because_a_service_was_away_has_not_ended_and_one_that_failed_has_an_id_for_that() -> (
+    None
+):
+    def chunk(**ended: object) -> tuple[str, dict[str, object]]:
+        return "tasks", {"id": "t", "name": "n", "result": {}, "interrupts": (), **ended}
+
+    async def graph() -> AsyncGenerator[Any]:
+        for error in (JournalGone("away"), FencedOff("taken"), asyncio.CancelledError(), ValueError("broken"), None):
+            yield chunk(error=error)
+
+    db = SqliteDatabase(":memory:")
+    broker = Broker()
+    desk = RunDesk(RUN, broker, Journal(db), {})
+    await to_the_end(desk, graph())
+    await desk.progress.drain(HUNG)
+    await db.close()
+    assert broker.told == [f"{RUN}/node/t/failed", f"{RUN}/node/t/done"]
 
 
 @pytest.mark.parametrize("last", [RunStarted, DecisionMade, AgentAsked, ToolCalled, AgentAnswered, NodeEnded])

@@ -20,7 +20,7 @@ from metier_infra import outcomes
 from metier_infra.events import RunFailed, RunSucceeded
 from metier_infra.rows import Step, Wait
 from metier_infra.segments import Segment
-from metier_infra.words import Candidate, Decision, Shadow, Stamp
+from metier_infra.words import Candidate, Decision, Shadow, Spent, Stamp
 from metier_tools.sandbox import Outcome, Request
 
 QUERIES = read_recordings(compose.recordings_path()).queries
@@ -196,15 +196,42 @@ async def test_parks_waits_and_sub_runs_stand_in_the_order_of_time_and_the_end_s
     inner = next(one for one in node.children if one.kind == "workflow")
     assert [(one.kind, one.name) for one in inner.children if one.kind in {"segment", "wait", "run"}] == [
         ("segment", "segment 1 parked"),
-        ("segment", "segment 2"),
         ("wait", "signal paid"),
         ("run", "inner"),
+        ("segment", "segment 2"),
     ]
     (sub,) = below(node, "workflow", "run")
     assert (sub.tokens, sub.at_ms) == (7, pytest.approx(4000))
+    assert node.note.startswith("with the runs below it; run ")
     assert f"a new trace, {'2' * 32}" in below(node, "workflow", "segment")[1].note
     assert (below(node, "event")[0].name, below(node, "event")[0].note) == ("run.cancelled", "by ann: too dear")
     assert f"then {'2' * 32}, after run {'o' * 32}" in node.note
+
+
+async def test_a_run_that_is_given_up_says_so_last_and_its_root_has_what_it_took_in_all(system: System) -> None:
+    # Given a run that was given up, and not yet ended by its orchestrator, of which workers told what they took
+    _, rows = await rows_of(system, WORD.text)
+    given_up = {"cancelled_by": "ann", "cancel_note": "", "cancelled_at": rows.run.accepted_at + 1}
+    open_still = rows.run.model_copy(update={**given_up, "status": "running", "finished_at": None, "result": None})
+    spent = Spent(usd=0.5, tokens=12)
+    # When its tree is built before and after its end
+    before = tree(dataclasses.replace(rows, run=open_still, in_all=spent))
+    after = tree(
+        dataclasses.replace(rows, run=rows.run.model_copy(update={**given_up, "status": "cancelled"}), in_all=spent)
+    )
+    # Then the last thing is how it stands, and the root has all that was told, whatever was known when it ended
+    assert [(node.children[-1].name, node.children[-1].note) for node in (before, after)] == [
+        ("running", "given up by ann"),
+        ("run.cancelled", "by ann"),
+    ]
+    assert (after.cost_usd, after.tokens) == (0.5, 12)
+
+
+async def test_the_root_has_what_the_calls_took(system: System) -> None:
+    end, rows = await rows_of(system, CODE.text)
+    assert rows.in_all is not None
+    assert rows.in_all.tokens > 0
+    assert tree(rows).cost_usd == pytest.approx(end.cost_usd)
 
 
 async def test_a_call_names_the_node_that_asked_and_tokens_add_up(system: System) -> None:
@@ -230,6 +257,17 @@ def test_a_decision_shows_what_was_weighed_with_what_it_is_who_decided_and_what_
     assert node.note == (
         "math; sure; scores: a 0.80 (chance 0.75, $0.010000, autonomous, deep, synthesise, strict@2);"
         " router v2, on trial; by learned, seed 7; v3, watched, would ask a, b"
+    )
+
+
+@pytest.mark.parametrize(("canary", "told"), [(True, "on trial"), (False, "v3 on trial")])
+def test_a_decision_for_several_shows_what_each_weighs_and_who_is_on_trial(*, canary: bool, told: str) -> None:
+    decision = Decision(
+        category="math", chosen=("a", "b"), topology="cascade", reason="sure", router="v2", candidates=(), by="learned", seed=7,
+        weights=(1.25, 0.5), enough=0.8, canary=canary, share=0.1, other="v3",
+    )  # fmt: skip
+    assert decided(decision).note == (
+        f"math; sure; scores: ; votes: a 1.25, b 0.50; 80% is enough; router v2, {told} for 10% of the tasks; by learned, seed 7"
     )
 
 

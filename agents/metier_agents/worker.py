@@ -40,7 +40,7 @@ from metier_infra.errors import (
     UnknownCall,
     UnknownEvent,
 )
-from metier_infra.events import RUNS, CallAnswered, CallRequested, Event, tasks_topic
+from metier_infra.events import RUNS, CallAnswered, CallRequested, Event, tasks_group, tasks_topic
 from metier_infra.failpoints import failpoint
 from metier_infra.journal import Journal
 from metier_infra.messages import LARGEST, Delivery, Envelope
@@ -191,7 +191,7 @@ class AgentWorker:
         ]
 
     def _consumption(self, agent: str, ready: Callable[[], None]) -> Consumption:
-        return Consumption([tasks_topic(agent)], f"metier.agents.{agent}", concurrency=self._concurrency, ready=ready)
+        return Consumption([tasks_topic(agent)], tasks_group(agent), concurrency=self._concurrency, ready=ready)
 
     async def _renew(self) -> None:
         """Keep the claims of the calls in hand alive."""

@@ -6,7 +6,7 @@ That one was sent again is remembered on the topic itself, by a mark behind it: 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from metier_infra.bus import Bus
@@ -127,6 +127,19 @@ async def summaries(scan: Scan, wanted: Wanted) -> Sequence[Letter]:
 
     await scan(DEAD_LETTERS, look)
     return sorted((replace(one, redriven=one.id in marked) for one in found.values()), key=lambda one: one.at)
+
+
+def in_parts(letters: Iterable[Letter], most: int) -> Iterator[Sequence[str]]:
+    """The ids of letters, in parts of at most so many bytes of values together; one that is larger is a part alone."""
+    part, size = list[str](), 0
+    for one in letters:
+        if part and size + one.size > most:
+            yield part
+            part, size = [], 0
+        part.append(one.id)
+        size += one.size
+    if part:
+        yield part
 
 
 async def whole(scan: Scan, ids: Iterable[str]) -> Mapping[str, Letter]:

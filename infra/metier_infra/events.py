@@ -5,6 +5,7 @@ Produced and consumed by every role. All are frozen. Consumers ignore unknown fi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, StrictBool
@@ -32,11 +33,24 @@ EVENTS_TOPIC = "metier.events"
 OUTCOMES = "metier.outcomes"
 DEAD_LETTERS = "metier.dead-letters"
 TASKS = "metier.agents.{agent}.tasks"
+READERS: Mapping[str, str] = {
+    REQUESTS: "metier.orchestrator.requests",
+    OUTCOMES: "metier.orchestrator.outcomes",
+    RUNS: "metier.orchestrator.runs",
+}
+"""The consumer group as which the orchestrators read each of their topics."""
+HURRIED = "metier.orchestrator.cancels"
+"""And a second one for requests, that only looks for cancels."""
 
 
 def tasks_topic(agent: str) -> str:
     """The topic that carries the calls to one agent."""
     return TASKS.format(agent=agent)
+
+
+def tasks_group(agent: str) -> str:
+    """The consumer group as which the workers of one agent read it."""
+    return f"metier.agents.{agent}"
 
 
 class Event(Word):

@@ -82,8 +82,7 @@ def opened(kind: Callable[..., C], settings: KafkaSettings, **more: object) -> C
     Where a password or a certificate is shown, it is shown once beforehand: kafka-python would show a wrong one again and again for its five seconds.
     """
     known = arguments(settings)
-    if settings.security_protocol != "PLAINTEXT":
-        _refuse_strangers(settings)
+    refuse_strangers(settings)
     try:
         return kind(**known, **more)
     except KafkaError as error:
@@ -130,7 +129,10 @@ def _cause(settings: KafkaSettings) -> Cause | None:
     return cause(settings, brokers(settings), tls(settings))
 
 
-def _refuse_strangers(settings: KafkaSettings) -> None:
+def refuse_strangers(settings: KafkaSettings) -> None:
+    """Raise `BusRefused` where a password or a certificate has to be shown, and the broker does not take ours."""
+    if settings.security_protocol == "PLAINTEXT":
+        return
     found = _cause(settings)
     if found is not None and found.refused:
         raise _stranger(settings, found)

@@ -23,13 +23,16 @@ from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartitio
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from kafka.errors import CommitFailedError, KafkaError, MessageSizeTooLargeError, RebalanceInProgressError
+from kafka.structs import MemberState
 
 from metier_infra import kafka_access, kafka_names, metrics
-from metier_infra.backlog import Left, Stills, show
+from metier_infra.backlog import Left, show
 from metier_infra.bus import Consumption, Handler, Lanes
 from metier_infra.errors import BusGone, TooLarge
 from metier_infra.grouped import Grouped
-from metier_infra.messages import Delivery, Nothing, Record
+from metier_infra.kafka_left import Backlog
+from metier_infra.kafka_records import delivery_of, sent
+from metier_infra.messages import Delivery, Record
 from metier_infra.offsets import Offsets
 from metier_infra.settings import KafkaSettings
 
@@ -45,6 +48,8 @@ POLL_MS = 200
 FULL_POLL_MS = 10
 ALL_FETCHED = 1 << 30
 COMMIT_EVERY_S = 0.2
+PROVE_S = 60.0
+"""How often a consumer that gets nothing proves who it is anew; seconds."""
 HEARTBEAT_MS = 1_000
 """By its heartbeat a member that has nothing to commit hears that another one comes or goes, and all wait for the last to hear."""
 STAYING = (StickyPartitionAssignor, RangePartitionAssignor)
@@ -105,7 +110,7 @@ class KafkaBus:
         for record in records:
             producer = self._connect()
             try:
-                producer.send(self._settings.prefix + record.topic, **_sent(record)).get(timeout=30)
+                producer.send(self._settings.prefix + record.topic, **sent(record)).get(timeout=30)
             except MessageSizeTooLargeError as error:
                 size = len(record.value)
                 raise TooLarge(f"Kafka at {self._settings.bootstrap} takes no record of {size} bytes") from error
@@ -117,17 +122,17 @@ class KafkaBus:
     def _send(self, group: Sequence[Sequence[Record]]) -> Sequence[KafkaError | None]:
         """What became of each of the group, once all of it is settled. Raises `BusGone` where no producer can be had."""
         producer = self._producer = self._producer or self._connect()
-        sent = [[self._append(producer, record) for record in records] for records in group]
+        ways = [[self._append(producer, record) for record in records] for records in group]
         try:
             producer.flush(timeout=SETTLED_S)
         except KafkaError as error:
             log.warning("a Kafka producer lost a record", action="replace", error=type(error).__name__)
             self._producer = None
-        return [_failure(records) for records in sent]
+        return [_failure(records) for records in ways]
 
     def _append(self, producer: KafkaProducer, record: Record) -> Sent:
         try:
-            return producer.send(self._settings.prefix + record.topic, **_sent(record))
+            return producer.send(self._settings.prefix + record.topic, **sent(record))
         except KafkaError as error:
             return error
 
@@ -175,10 +180,10 @@ class KafkaBus:
         self._sender.shutdown()
 
 
-def _failure(sent: Sequence[Sent]) -> KafkaError | None:
+def _failure(ways: Sequence[Sent]) -> KafkaError | None:
     """The first that went wrong."""
     try:
-        for one in sent:
+        for one in ways:
             if isinstance(one, KafkaError):
                 return one
             one.get(timeout=0)
@@ -200,11 +205,14 @@ class _Puller:
         self._fetching = True
         self._ending = False
         self._ready = False
+        self._known = False
+        self._settled = False
+        self._prove_at = time.monotonic() + PROVE_S
         self._handing: asyncio.Task[None] | None = None
         self._parts: dict[TopicPartition, Offsets] = {}
         self._committed: dict[TopicPartition, int] = {}
         self._finished: queue.SimpleQueue[Taken] = queue.SimpleQueue()
-        self._stills, self._left = Stills(), left
+        self._backlog, self._left = Backlog(settings.prefix), left
         self._handed: asyncio.Queue[Sequence[tuple[Delivery, Taken]]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-pull")
@@ -252,6 +260,7 @@ class _Puller:
                 batch = consumer.poll(FULL_POLL_MS if full else POLL_MS, max_records=ALL_FETCHED)
                 self._drop_lost(consumer)
                 self._announce(consumer)
+                self._prove(got=bool(batch))
                 if self._fetching:
                     self._hand(batch)
                 self._collect(wait_s=(POLL_MS - FULL_POLL_MS) / 1000 if full else 0.0)
@@ -263,6 +272,14 @@ class _Puller:
             self._commit(consumer)
         finally:
             consumer.close(autocommit=False)
+
+    def _prove(self, *, got: bool) -> None:
+        """See now and then, while nothing comes, that we are still let in: a connection that stays hears nothing of a new password. Raises `BusRefused`."""
+        due = not got and time.monotonic() >= self._prove_at
+        if got or due:
+            self._prove_at = time.monotonic() + PROVE_S
+        if due:
+            kafka_access.refuse_strangers(self._settings)
 
     def _open(self) -> KafkaConsumer:
         kafka_names.be_lenient()
@@ -297,6 +314,7 @@ class _Puller:
         # A member that joins without knowing its topics is given nothing, and must join again.
         parts = {name: consumer.partitions_for_topic(name) or set[int]() for name in names}
         kafka_access.refuse_hidden(self._settings, [name for name in names if not parts[name]])
+        self._known = all(parts.values())
         if not grouped:
             self._assign_all(consumer, [TopicPartition(name, number) for name in names for number in parts[name]])
 
@@ -330,9 +348,16 @@ class _Puller:
     def _announce(self, consumer: KafkaConsumer) -> None:
         for part in consumer.assignment() - set(self._parts):
             self._parts[part] = Offsets()
-        if not self._ready and (consumer.assignment() or self._what.group is None):
+        if not self._ready and (consumer.assignment() or self._what.group is None or self._stands_by(consumer)):
             self._ready = True
             self._loop.call_soon_threadsafe(self._what.ready)
+
+    def _stands_by(self, consumer: KafkaConsumer) -> bool:
+        """Whether the group is settled, and has none of the partitions that there are for this member: others have them, and it takes over from them."""
+        before, self._settled = self._settled, self._known and consumer.group_metadata().state == MemberState.STABLE
+        if before and self._settled:
+            log.info("no partition is left", action="stand by", topics=list(self._what.topics), group=self._what.group)
+        return before and self._settled
 
     def _hand(self, batch: Mapping[TopicPartition, list[ConsumerRecord]]) -> None:
         if batch:
@@ -370,28 +395,6 @@ class _Puller:
             log.info("commit put off", action="rebalance", group=self._what.group, reason=type(error).__name__)
 
     def _look(self, consumer: KafkaConsumer) -> None:
-        """See what is left, for who asks from another thread. While the broker is away, that is what was left when it went."""
+        """See what is left, for who asks from another thread."""
         if metrics.on() and self._ready and self._what.group is not None:
-            held = {part: own for part, own in self._parts.items() if part in consumer.assignment()}
-            self._left[self._what.group] = [self._left_of(consumer, part, own) for part, own in held.items()]
-
-    def _left_of(self, consumer: KafkaConsumer, part: TopicPartition, offsets: Offsets) -> Left:
-        end, oldest_at = consumer.highwater(part) or 0, offsets.oldest_at  # 0: nothing was fetched yet
-        first = consumer.position(part, timeout_ms=0) if end and oldest_at is None else offsets.committable
-        left = end - (end if first is None else first)
-        since = self._stills.since(part, self._committed.get(part, 0), left, time.time())
-        return Left(part.topic.removeprefix(self._settings.prefix), max(0, left), oldest_at, since)
-
-
-def delivery_of(record: ConsumerRecord, prefix: str) -> Delivery:
-    """The record at its place, as its bytes are; `prefix` is taken off its topic's name."""
-    headers = tuple((str(name), bytes(value or b"")) for name, value in record.headers or ())
-    topic = record.topic.removeprefix(prefix)
-    value = Nothing() if record.value is None else record.value
-    return Delivery(topic, record.partition, record.offset, record.key, value, headers)
-
-
-def _sent(record: Record) -> dict[str, Any]:
-    """The record as kafka-python's producer wants it, which sends none without both key and value: that one's value is then empty."""
-    nothing = isinstance(record.value, Nothing) and record.key is not None
-    return {"value": None if nothing else bytes(record.value), "key": record.key, "headers": list(record.headers)}
+            self._left[self._what.group] = self._backlog.of(consumer, self._parts, self._committed)

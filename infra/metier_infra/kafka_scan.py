@@ -12,7 +12,7 @@ from kafka.errors import KafkaError
 
 from metier_infra import kafka_access
 from metier_infra.errors import BusGone, MissingService
-from metier_infra.kafka_bus import delivery_of
+from metier_infra.kafka_records import delivery_of
 from metier_infra.messages import Delivery
 from metier_infra.settings import KafkaSettings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -11,7 +12,7 @@ from metier_infra import segments
 from metier_infra.database import Database, Statement
 from metier_infra.errors import FencedOff, NoTurn, QueueFull
 from metier_infra.rows import Awaited, Run, run_of
-from metier_infra.words import Failure, RunId
+from metier_infra.words import Failure, RunId, Spent
 
 _ASKED = {
     *("run_id", "source", "event_id", "workflow", "version", "traceparent"),
@@ -36,9 +37,14 @@ _CANCEL_CALLS = _with_those_below(
     "WITH BELOW UPDATE calls SET cancelled = coalesce(cancelled, :why) WHERE answered_at IS NULL AND run_id IN"
     " (SELECT runs.run_id FROM runs JOIN tree ON runs.run_id = tree.run_id WHERE cancelled_at IS NOT NULL)"
 )
+_GIVE_UP_CALLS = "UPDATE calls SET cancelled = coalesce(cancelled, :why) WHERE run_id = :run_id AND answered_at IS NULL"
 _STILL_OPEN = _with_those_below(
     "WITH BELOW SELECT runs.* FROM runs JOIN tree ON runs.run_id = tree.run_id"
     " WHERE cancelled_at IS NOT NULL AND status IN ('accepted', 'running', 'parked')"
+)
+_SPENT_IN_ALL = _with_those_below(
+    "WITH BELOW SELECT coalesce(sum(cost_usd), 0) AS usd, coalesce(sum(tokens), 0) AS tokens, coalesce(sum(tool_calls), 0) AS tool_calls"
+    " FROM calls JOIN tree ON calls.run_id = tree.run_id"
 )
 _ACCEPT = (
     "INSERT INTO runs (run_id, source, event_id, workflow, version, traceparent, tenant, priority, parent, origin, status, input, limits, accepted_at)"
@@ -95,7 +101,9 @@ def _telling_news(sql: str) -> str:
 _PARK = _telling_news(
     "UPDATE runs SET status = 'parked', parked_at = :now, owner = NULL, lease_until = 0, lost = 0, wake_at = (SELECT min(due) FROM"
     " (SELECT deadline AS due FROM calls WHERE calls.run_id = :run_id AND awaited = :epoch AND parked_at IS NULL"
-    " UNION ALL SELECT due FROM waits WHERE waits.run_id = :run_id AND awaited = :epoch) AS times)"
+    " UNION ALL SELECT due FROM waits WHERE waits.run_id = :run_id AND awaited = :epoch"
+    " UNION ALL SELECT CAST(:ends_at AS double precision) AS due WHERE NOT EXISTS"
+    " (SELECT 1 FROM approvals WHERE approvals.run_id = :run_id AND decided_at IS NULL)) AS times)"
     " WHERE run_id = :run_id AND epoch = :epoch AND status = 'running' AND cancelled_at IS NULL AND NOT NEWS RETURNING run_id"
 )
 _RECALL = (
@@ -225,12 +233,15 @@ class Runs:
             )
         )
 
-    async def park(self, run_id: RunId, epoch: int, waits_for: Mapping[str, Awaited]) -> bool:
+    async def park(
+        self, run_id: RunId, epoch: int, waits_for: Mapping[str, Awaited], ends_at: float = math.inf
+    ) -> bool:
         """Let the run wait without a lease for these, by id, if nothing of it has happened; whether it was done. Raises `FencedOff`.
 
+        It is due at `ends_at`, in seconds since the epoch, too; not where it waits for a person: then its time stands still.
         First each is marked, so that whoever ends it at the same time comes before the look, or after the parking: then `unattended` tells it.
         """
-        run = {"run_id": run_id, "epoch": epoch}
+        run = {"run_id": run_id, "epoch": epoch, "ends_at": ends_at if ends_at < math.inf else None}
         marks = [Statement(_AWAIT[kind], {"epoch": epoch, "id": one}) for one, kind in sorted(waits_for.items())]
         fence = Statement("UPDATE runs SET epoch = epoch WHERE run_id = :run_id AND epoch = :epoch", run, must=True)
         *_, parked, _ = await self._db.write(fence, *marks, Statement(_PARK, run), segments.parked(run_id, epoch))
@@ -260,7 +271,7 @@ class Runs:
     ) -> Run:
         """Write the terminal state, once: what the run took is the sum over its calls, its agents those that they went to. Raises `FencedOff`.
 
-        The `result` of a run that failed is what it has of one. A run that was given up before this is written ends cancelled, whatever its graph gave.
+        The `result` of a run that failed is what it has of one; its open calls are given up. A run that was given up before this is written ends cancelled, whatever its graph gave.
         """
         stamps = await self._db.read(
             "SELECT DISTINCT stamp FROM calls WHERE run_id = :run_id AND stamp IS NOT NULL ORDER BY stamp",
@@ -284,7 +295,12 @@ class Runs:
                     "failure": failure.model_dump_json() if failure else None,
                 },
                 must=True,
-            )
+            ),
+            *(
+                [Statement(_GIVE_UP_CALLS, {"run_id": run_id, "why": f"its run failed: {failure.code}"})]
+                if failure
+                else ()
+            ),
         )
         return run_of(rows[0][0])
 
@@ -329,6 +345,12 @@ class Runs:
             "SELECT * FROM runs WHERE run_id >= :low AND run_id < :high LIMIT 2", {"low": run_id, "high": run_id + "g"}
         )
         return run_of(rows[0]) if len(rows) == 1 or (rows and rows[0]["run_id"] == run_id) else None
+
+    async def spent_in_all(self, run_id: RunId) -> Spent:
+        """What the calls of a run, and of all that stand under it, took until now; without its time."""
+        rows = await self._db.read(_SPENT_IN_ALL, {"run_id": run_id})
+        row = rows[0]
+        return Spent(usd=float(row["usd"]), tokens=int(row["tokens"]), tool_calls=int(row["tool_calls"]))
 
     async def above(self, run: Run) -> Sequence[Run]:
         """The run whose node started this one, the run above that one, and so on."""

@@ -198,10 +198,13 @@ async def serve(
     *,
     rule: Rule = POISON,
 ) -> None:
-    """Consume until `stop`; a broker that is away is waited for, with back-off. `rule` says when a record that always fails is buried."""
+    """Hand events to their handlers until `stop`, as `follow` does with records. `rule` says when a record that always fails is buried."""
     handle = buried(contained(retried(doubted(dispatch(handlers), rule))), bus)
-    waited = retried(handle)
+    await follow(bus, what, retried(handle), stop)
 
+
+async def follow(bus: Bus, what: Consumption, handle: Handler, stop: asyncio.Event) -> None:
+    """Hand over records until `stop`; a broker that is away is waited for, with back-off."""
     topics = " and ".join(what.topics)
 
     def assigned() -> None:
@@ -211,7 +214,7 @@ async def serve(
     _group.set(what.group)
     while not stop.is_set():
         try:
-            await bus.consume(replace(what, ready=assigned), waited, stop)
+            await bus.consume(replace(what, ready=assigned), handle, stop)
         except BusGone as error:
             refused = isinstance(error, BusRefused)
             tell, said = (log.error, "broker refuses") if refused else (log.warning, "broker away")

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
+from functools import lru_cache
 from threading import Event
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -22,7 +23,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from metier_infra.words import Stamp
@@ -282,6 +283,11 @@ def span(
     return _recorded(name, kind, parent, links, attributes or {}) if _exporting.is_set() else _Carried(parent)
 
 
+@lru_cache(maxsize=1)
+def _tracer(provider: TracerProvider) -> trace.Tracer:
+    return provider.get_tracer("metier", schema_url=SCHEMA_URL)
+
+
 @contextmanager
 def _recorded(
     name: str, kind: Kind, parent: str | None, links: Sequence[str | None], attributes: Mapping[str, Value | None]
@@ -289,12 +295,11 @@ def _recorded(
     remote = _parse(parent) if parent else None
     context = trace.set_span_in_context(NonRecordingSpan(remote)) if remote else Context() if parent == ROOT else None
     linked = [Link(found) for link in links if link and (found := _parse(link))]
-    tracer = _provider[0].get_tracer("metier", schema_url=SCHEMA_URL)
-    with tracer.start_as_current_span(
-        name, context, _kinds[kind], links=linked, record_exception=False, set_status_on_exception=False
+    known = {name: value for name, value in attributes.items() if value is not None}
+    with _tracer(_provider[0]).start_as_current_span(
+        name, context, _kinds[kind], known, linked, record_exception=False, set_status_on_exception=False
     ) as inner:
         opened = _Recorded(inner)
-        opened.set(attributes)
         try:
             yield opened
         except BaseException as error:
@@ -316,11 +321,12 @@ def trace_id(traceparent: str) -> str:
 
 
 def _format(context: SpanContext) -> str:
-    carrier: dict[str, str] = {}
-    _propagator.inject(carrier, trace.set_span_in_context(NonRecordingSpan(context)))
-    return carrier.get("traceparent", "")
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}" if context.is_valid else ""
 
 
 def _parse(traceparent: str) -> SpanContext | None:
+    if _CONTEXT.fullmatch(traceparent):  # as all of ours are: a fifth of the propagator's time
+        _, of, by, flags = traceparent.split("-")
+        return SpanContext(int(of, 16), int(by, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
     context = trace.get_current_span(_propagator.extract({"traceparent": traceparent})).get_span_context()
     return context if context.is_valid else None

@@ -91,6 +91,8 @@ STRANGE = Drift("metier.b", "topic", "1 partitions", None, "delete it")
 @pytest.mark.parametrize(
     ("seen", "name", "level", "says"),
     [
+        (replace(KAFKA, version="2.2"), "kafka.version", "error", "Kafka 2.2"),
+        (replace(KAFKA, version="2.3"), "kafka.version", "warning", "Kafka 2.3"),
         (replace(KAFKA, version="3.9"), "kafka.version", "warning", "Kafka 3.9"),
         (replace(KAFKA, version="4.0"), "kafka.version", "ok", "4.0"),
         (replace(KAFKA, version=""), "kafka.version", "warning", "Kafka"),
@@ -198,6 +200,8 @@ def test_what_is_wrong_with_postgres_is_told(seen: PostgresSeen, name: str, leve
 @pytest.mark.parametrize(
     ("seen", "name", "level", "says"),
     [
+        (replace(REDIS, version="5.0.14"), "redis.version", "error", "like Redis 5.0.14"),
+        (replace(REDIS, version="6.0.0"), "redis.version", "warning", "like Redis 6.0.0"),
         (replace(REDIS, version="6.2.1"), "redis.version", "warning", "like Redis 6.2.1"),
         (replace(REDIS, version="7.0.15"), "redis.version", "ok", "7.0.15"),
         (replace(REDIS, role="slave"), "redis.writable", "error", "follows another"),

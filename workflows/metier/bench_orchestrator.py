@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -69,12 +69,12 @@ def command(
 
 
 async def _measure(config: Config, folder: Path, load: Load, filled: int, *, peers: bool) -> dict[str, Any]:
-    own = _with_agents(config, folder)
+    own = with_agents(config, folder)
     found: dict[str, Any] = {"load": vars(load), "not_measured": {}, "floors": {}}
     async with _embedded(own, folder / "bench.db") as system:
         found["embedded"] = await measure(system, replace(load, many=0), [os.getpid()])
         found["floors"]["sqlite"] = await floors(system, kafka=False)
-    if missing := _missing(own):
+    if missing := missing_services(own):
         return {**found, "not_measured": {"distributed": missing, "peers": missing}}
     found |= await _distributed_figures(own, folder, load, filled, found["floors"])
     if peers:
@@ -83,7 +83,8 @@ async def _measure(config: Config, folder: Path, load: Load, filled: int, *, pee
     return {**found, "ratios": ratios(found)}
 
 
-def _with_agents(config: Config, folder: Path) -> Config:
+def with_agents(config: Config, folder: Path) -> Config:
+    """With the agents and the workflows that are measured."""
     agents = folder / "agents"
     agents.mkdir()
     for name, takes_s in _AGENTS.items():
@@ -97,7 +98,8 @@ def _with_agents(config: Config, folder: Path) -> Config:
 async def _distributed_figures(
     config: Config, folder: Path, load: Load, filled: int, known: dict[str, Any]
 ) -> dict[str, Any]:
-    async with _distributed(config, folder) as system:
+    async with distributed(config, folder) as up:
+        system = up.system
         servers = [port(config.kafka.bootstrap), port(_postgres(config))]
         pids = [os.getpid(), *(pid for port in servers if (pid := listener(port)) is not None)]
         found: dict[str, Any] = {"distributed": await measure(system, load, pids)}
@@ -157,7 +159,7 @@ def _postgres(config: Config) -> str:
     return config.journal.postgres_url.get_secret_value() if config.journal.postgres_url else ""
 
 
-def _missing(config: Config) -> str | None:
+def missing_services(config: Config) -> str | None:
     """Why the distributed way cannot be measured here, if it cannot."""
     if not config.distributed or config.journal.postgres_url is None or config.lane.redis_url is None:
         return "METIER_KAFKA_BOOTSTRAP, METIER_POSTGRES_URL and METIER_REDIS_URL are not all set; `make up` starts them"
@@ -172,9 +174,17 @@ async def _embedded(config: Config, path: Path) -> AsyncGenerator[System]:
         yield system
 
 
+@dataclass(frozen=True)
+class Up:
+    """A system that runs in processes of its own, and which these are."""
+
+    system: System
+    pids: Sequence[int]
+
+
 @asynccontextmanager
-async def _distributed(config: Config, folder: Path) -> AsyncGenerator[System]:
-    """An orchestrator and an agent worker in processes of their own, and a client of theirs."""
+async def distributed(config: Config, folder: Path, more: Mapping[str, str] | None = None) -> AsyncGenerator[Up]:
+    """An orchestrator and an agent worker in processes of their own, with `more` environment, and a client of theirs."""
     name = f"bench_{secrets.token_hex(4)}"
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(own_database(config, name))
@@ -194,20 +204,21 @@ async def _distributed(config: Config, folder: Path) -> AsyncGenerator[System]:
             "METIER_LOG_LEVEL": "warning",
             "METIER_CONCURRENCY": str(config.role.concurrency),
             "METIER_PROGRESS": config.role.progress,
+            **(more or {}),
         }
         environment.pop("METIER_INSTANCE", None)
         starting = [_role(words, environment, folder) for words in (["orchestrator"], ["agent", *_AGENTS])]
-        await asyncio.gather(*[stack.enter_async_context(role) for role in starting])
-        yield await stack.enter_async_context(client.connect(own))
+        pids = await asyncio.gather(*[stack.enter_async_context(role) for role in starting])
+        yield Up(await stack.enter_async_context(client.connect(own)), pids)
 
 
 @asynccontextmanager
-async def _role(words: Sequence[str], environment: Mapping[str, str], folder: Path) -> AsyncGenerator[None]:
+async def _role(words: Sequence[str], environment: Mapping[str, str], folder: Path) -> AsyncGenerator[int]:
     sign = folder / f"{words[0]}.ready"
     started = [sys.executable, "-m", "metier", *words]
-    async with bench_peers.process(started, {**environment, "METIER_READY_FILE": str(sign)}):
+    async with bench_peers.process(started, {**environment, "METIER_READY_FILE": str(sign)}) as pid:
         await bench_peers.until(sign.exists, f"`metier {' '.join(words)}`")
-        yield
+        yield pid
 
 
 def _show(found: Mapping[str, Any]) -> None:

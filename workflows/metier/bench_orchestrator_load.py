@@ -62,13 +62,14 @@ class Asking:
 
 
 @asynccontextmanager
-async def _asking(system: System) -> AsyncGenerator[Asking]:
+async def ask_of(system: System) -> AsyncGenerator[Asking]:
+    """Asks a system for runs inside the block."""
     asking = Asking(system)
     async with client.following(system.bus, asking.seen):
         yield asking
 
 
-_FIVE: Mapping[str, JsonValue] = {"question": "ping", "answers": []}
+FIVE: Mapping[str, JsonValue] = {"question": "ping", "answers": []}
 
 
 async def measure(system: System, load: Load, pids: Sequence[int]) -> dict[str, Any]:
@@ -76,14 +77,14 @@ async def measure(system: System, load: Load, pids: Sequence[int]) -> dict[str, 
 
     A burst that is not timed goes first: the broker's JVM compiles what is called often, and a system that serves has that behind it.
     """
-    async with _asking(system) as asking:
-        await asking.runs("five", _FIVE, load.burst)
+    async with ask_of(system) as asking:
+        await asking.runs("five", FIVE, load.burst)
         before = cpu_s(pids)
-        (burst_ms,) = await timed_ms(lambda: asking.runs("five", _FIVE, load.burst), 1)
+        (burst_ms,) = await timed_ms(lambda: asking.runs("five", FIVE, load.burst), 1)
         wide: Mapping[str, JsonValue] = {"width": load.width, "answers": []}
         fans = await timed_ms(lambda: asking.runs("fan", wide), load.fans)
         slow = await timed_ms(lambda: asking.runs("three", {"answers": []}, load.many), int(load.many > 0))
-        idle = await timed_ms(lambda: asking.runs("five", _FIVE), load.idle)
+        idle = await timed_ms(lambda: asking.runs("five", FIVE), load.idle)
     used = cpu_s(pids) - before
     return {
         "w1_p50_ms": at(idle, 50),
@@ -105,8 +106,8 @@ async def _counted(system: System, calls: int) -> dict[str, int]:
 
 async def idle_ms(system: System, times: int) -> float:
     """The median of runs one after another, in milliseconds."""
-    async with _asking(system) as asking:
-        return at(await timed_ms(lambda: asking.runs("five", _FIVE), times), 50)
+    async with ask_of(system) as asking:
+        return at(await timed_ms(lambda: asking.runs("five", FIVE), times), 50)
 
 
 async def timed_ms(work: Callable[[], Awaitable[object]], times: int) -> list[float]:

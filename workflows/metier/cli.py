@@ -22,6 +22,7 @@ from metier import (
     bench_orchestrator,
     bench_policies,
     bench_sandbox,
+    bench_telemetry,
     cli_acls,
     cli_agents,
     cli_approvals,
@@ -325,3 +326,4 @@ bench.command("policies", epilog=_example("metier bench policies --json   # some
 bench.command("agents", epilog=_example("metier bench agents --calls 2000 --json"))(bench_agents.command)
 bench.command("routing", epilog=_example("metier bench routing --rows 600 --json"))(cli_bench_routing.command)
 bench.command("orchestrator", epilog=_example("metier bench orchestrator --json"))(bench_orchestrator.command)
+bench.command("telemetry", epilog=_example("metier bench telemetry --json"))(bench_telemetry.command)

@@ -20,13 +20,13 @@ from metier.cli_runs import Json, run_command
 from metier.client import Letters
 from metier.moments import since_of
 from metier.terminal import console, shown
-from metier_infra.dead_letters import Letter, Wanted, redrive, summaries, whole
+from metier_infra.dead_letters import Letter, Wanted, in_parts, redrive, summaries, whole
 from metier_infra.errors import BadSettings, LetterIncomplete, MissingLetter
 
 SHOWN = 4096
 """So many bytes of a value are shown; `--json` gives all of them."""
-AT_ONCE = 20
-"""So many letters are read, with all their bytes, and sent again at one time."""
+AT_ONCE = 64 << 20
+"""So many bytes of letters are held and sent again at one time: for each such part the topic is read once."""
 IdArguments = Annotated[
     list[str] | None,
     typer.Argument(metavar="[ID]...", help="Where records lay, TOPIC@PARTITION:OFFSET, as `list` says."),
@@ -141,18 +141,17 @@ def redrive_letters(
         raise BadSettings("name letters, or say which by --reason, --topic and --since; one of both")
 
     async def work(letters: Letters) -> list[tuple[str, str]]:
-        ids = letter_ids or [one.id for one in await summaries(letters.scan, _wanted(reason, topic, since))
-                             if again or not one.redriven][:limit]  # fmt: skip
-        done: list[tuple[str, str]] = []
-        for begin in range(0, len(ids), AT_ONCE):
-            done += await _send(letters, ids[begin : begin + AT_ONCE], again)
-        return done
+        found = await summaries(letters.scan, Wanted() if letter_ids else _wanted(reason, topic, since))
+        known = {one.id: one for one in found}
+        fits = [one for one in found if again or not one.redriven][:limit]
+        chosen = [_there(known, one) for one in letter_ids] if letter_ids else fits
+        return [done for part in in_parts(chosen, AT_ONCE) for done in await _send(letters, part, again)]
 
     _tell(run_command(client.letters, work), as_json)
 
 
 async def _send(letters: Letters, ids: Sequence[str], again: bool) -> list[tuple[str, str]]:
-    """What became of each: `redriven`, `redriven before`, or why it cannot be. Raises `MissingLetter`, then nothing was sent."""
+    """What became of each: `redriven`, `redriven before`, or why it cannot be. Raises `MissingLetter` for one that has expired meanwhile."""
     found = await whole(letters.scan, ids)
     return [(one, await _sent(letters, letter, again)) for one, letter in [(one, _there(found, one)) for one in ids]]
 

@@ -202,14 +202,18 @@ def _row(run: Run, why: str) -> tuple[str, ...]:
 
 
 def show(run_id: RunArgument, as_json: Json = False) -> None:
-    """Show one run: input, limits, state, result, and what it took, or has taken so far."""
+    """Show one run: input, limits, state, result, and what it took, or has taken so far: itself, and in all with the runs below it."""
 
-    async def work(journal: Journal) -> tuple[Run, Spent]:
+    async def work(journal: Journal) -> tuple[Run, Spent, Spent]:
         run = await find_run(journal, run_id)
-        return run, run.spent if run.ended else so_far(run, await journal.calls.of_run(run.run_id))
+        spent = run.spent if run.ended else so_far(run, await journal.calls.of_run(run.run_id))
+        return run, spent, await journal.runs.spent_in_all(run.run_id)
 
-    run, spent = run_command(client.reading, work)
-    told = run.model_dump(mode="json") | {"spent": spent.model_dump(mode="json")}
+    run, spent, in_all = run_command(client.reading, work)
+    told = run.model_dump(mode="json") | {
+        "spent": spent.model_dump(mode="json"),
+        "spent_in_all": in_all.model_dump(mode="json", exclude={"time_s"}),
+    }
     if as_json:
         typer.echo(json.dumps(told))
     else:

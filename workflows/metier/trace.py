@@ -16,14 +16,14 @@ from metier_infra.outcomes import Outcome
 from metier_infra.rows import Approval, Call, Run, Step, ToolCallRow, Wait
 from metier_infra.segments import Segment
 from metier_infra.telemetry import trace_id
-from metier_infra.words import CallId, Decision, RunId, stable_id
+from metier_infra.words import CallId, Decision, RunId, Spent, stable_id
 from metier_tools.tool import ToolResult
 from metier_workflows.progress import node_of
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the journal knows of one run."""
+    """What the journal knows of one run. `in_all` is what its calls and those of the runs below it took."""
 
     run: Run
     decisions: Sequence[Decision]
@@ -35,6 +35,7 @@ class Rows:
     waits: Sequence[Wait] = ()
     children: Sequence[Run] = ()
     outcomes: Sequence[Outcome] = ()
+    in_all: Spent | None = None
 
 
 async def gather(journal: Journal, run: Run) -> Rows:
@@ -54,13 +55,15 @@ async def gather(journal: Journal, run: Run) -> Rows:
         await journal.waits.of_run(run_id),
         await journal.runs.children(run_id),
         await journal.outcomes.listed(run_id),
+        await journal.runs.spent_in_all(run_id),
     )
 
 
 def tree(rows: Rows) -> TraceNode:
     """The run's tree."""
     run, zero = rows.run, rows.run.accepted_at
-    asked = [
+    happened = [
+        *_segments(rows),
         *(_call(rows, call) for call in rows.calls),
         *(_wait(zero, wait) for wait in rows.waits),
         *(_sub_run(zero, child) for child in rows.children),
@@ -80,9 +83,8 @@ def tree(rows: Rows) -> TraceNode:
         ms=since_ms(run.started_at, run.finished_at),
         note=f"version {run.version}, segment {run.epoch}" if run.version else "",
         children=(
-            *_segments(rows),
             *(decided(decision) for decision in rows.decisions),
-            *sorted(asked, key=lambda node: node.at_ms or 0.0),
+            *sorted(happened, key=lambda node: node.at_ms or 0.0),
         ),
     )
     return TraceNode(
@@ -90,15 +92,17 @@ def tree(rows: Rows) -> TraceNode:
         name="run.requested",
         at_ms=0.0,
         ms=since_ms(zero, run.finished_at),
-        note=f"run {run.run_id}, {_traces(rows)}{_kin(run)}",
+        cost_usd=rows.in_all.usd if rows.in_all else None,
+        tokens=rows.in_all.tokens if rows.in_all else None,
+        note=f"{'with the runs below it; ' if rows.children else ''}run {run.run_id}, {_traces(rows)}{_kin(run)}",
         children=(workflow, end, *(said(zero, one) for one in reversed(rows.outcomes))),
     )
 
 
 def _why(run: Run) -> str:
-    """Why a run did not succeed."""
-    if run.status == "cancelled":
-        return f"by {run.cancelled_by}{f': {run.cancel_note}' if run.cancel_note else ''}"
+    """Why a run did not succeed, or will not."""
+    if run.cancelled_by is not None:
+        return f"{'' if run.ended else 'given up '}by {run.cancelled_by}{f': {run.cancel_note}' if run.cancel_note else ''}"
     return f"{run.failure.code}: {run.failure.message}" if run.failure else ""
 
 

@@ -139,7 +139,7 @@ class Execution:
             span.set({telemetry.RUN_STATE: "parked"})
             desk.progress.tell(progress.parked(run.run_id, run.epoch, _calls(parked.waits_for)))
             await desk.progress.drain(FLUSH_S)
-            await self._park(run, parked.waits_for)
+            await self._park(run, parked.waits_for, await desk.spending.ends_at())
             return
         finished = await self._journal.runs.finish(run.run_id, run.epoch, result=result, failure=failure)
         desk.ended = True
@@ -201,12 +201,12 @@ class Execution:
                 output_keys=graph.output_channels,
                 durability="sync",
             )
-            return await to_the_end(desk, chunks, done=written(begun))
+            return await to_the_end(desk, chunks, done=written(begun), ends_at=await desk.spending.ends_at())
 
-    async def _park(self, run: Run, waits_for: Mapping[str, Awaited]) -> None:
+    async def _park(self, run: Run, waits_for: Mapping[str, Awaited], ends_at: float) -> None:
         """Let go of a run that does nothing but wait. Whatever wakes it from now on takes it up anew, and fences this segment off."""
         self._leave(run.run_id)
-        if await self._journal.runs.park(run.run_id, run.epoch, waits_for):
+        if await self._journal.runs.park(run.run_id, run.epoch, waits_for, ends_at):
             log.info("run parked", action="wait", run_id=run.run_id, waits=len(waits_for))
             return
         await self._journal.runs.give_back(run.run_id, run.epoch)

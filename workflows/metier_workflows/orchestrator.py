@@ -19,6 +19,7 @@ from metier_infra.bus import Bus, Consumption
 from metier_infra.errors import FailRun, RetryLater
 from metier_infra.events import (
     OUTCOMES,
+    READERS,
     REQUESTS,
     RUNS,
     ApprovalDecided,
@@ -49,6 +50,7 @@ from metier_workflows.deciding import Deciding
 from metier_workflows.drifting import Drifting
 from metier_workflows.execution import Execution
 from metier_workflows.holdings import Holdings
+from metier_workflows.hurrying import hurry
 from metier_workflows.outcomes import Outcomes
 from metier_workflows.promotion import Promotion
 from metier_workflows.rejecting import rejecting
@@ -142,13 +144,12 @@ class Orchestrator:
         await self._promotion.refresh()
         measuring.begin(self._workflows.names)
         last = asyncio.Event()
-        requests = Consumption([REQUESTS], "metier.orchestrator.requests", ready=ready.one)
-        outcomes = Consumption([OUTCOMES], "metier.orchestrator.outcomes")
-        runs = Consumption(
-            [RUNS], "metier.orchestrator.runs", ready=ready.one, revoked=lambda _, lost: self._holdings.moved(lost)
-        )
+        requests = Consumption([REQUESTS], READERS[REQUESTS], ready=ready.one)
+        outcomes = Consumption([OUTCOMES], READERS[OUTCOMES])
+        runs = Consumption([RUNS], READERS[RUNS], ready=ready.one, revoked=lambda _, lost: self._holdings.moved(lost))
         async with asyncio.TaskGroup() as group:
             group.create_task(serve(self._bus, requests, self._request_handlers(), stop))
+            group.create_task(hurry(self._bus, self._control, stop))
             group.create_task(serve(self._bus, outcomes, {OutcomeReported: self._outcomes.on_reported}, stop))
             group.create_task(serve(self._bus, runs, self._run_handlers(), last))
             keepers = [group.create_task(keep()) for keep in self._keepers()]

@@ -23,9 +23,9 @@ def node_started(run_id: RunId, task: Mapping[str, Any]) -> Envelope[NodeStarted
 
 
 def node_ended(run_id: RunId, task: Mapping[str, Any]) -> Envelope[NodeEnded]:
-    """It ended. Of one that had ended before, LangGraph says only that it begins."""
+    """It ended. Of one that had ended before, LangGraph says only that it begins. One that failed and runs again after a crash may end well."""
     told = NodeEnded(run_id=run_id, task=task["id"], node=task["name"], ok=task.get("error") is None)
-    return Envelope(told, f"{run_id}/node/{told.task}/done", SOURCE, run_id)
+    return Envelope(told, f"{run_id}/node/{told.task}/{'done' if told.ok else 'failed'}", SOURCE, run_id)
 
 
 def asked(call: Call) -> Envelope[AgentAsked]:

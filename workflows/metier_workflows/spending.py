@@ -22,6 +22,7 @@ from metier_workflows import budget
 from metier_workflows.node import Cap
 from metier_workflows.tenants import TenantLimits
 
+TIME_OVER = "the run's time is over"
 LOOK_S = 0.5
 """How often an account is looked at that other runs take from; seconds."""
 _PERIODS = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
@@ -58,7 +59,7 @@ class Spending:
         It waits while all that is left is set aside for others. Raises `LimitReached` once nothing is left.
         """
         capped = [Account(within.name, Limits(usd=within.usd))] if within else []
-        accounts, ends_at = [*await self._accounts(), *capped], _ends_at(await self._runs())
+        accounts, ends_at = [*await self._accounts(), *capped], await self.ends_at()
         if not accounts and ends_at == math.inf:
             return await self._journal.calls.request(call)
         if known := await self._journal.calls.get(call.call_id):
@@ -67,6 +68,10 @@ class Spending:
         return await (
             self._limited(bounded, card, accounts, sharers) if accounts else self._journal.calls.request(bounded)
         )
+
+    async def ends_at(self) -> float:
+        """When the time of the run, or of one above it, is over: seconds since the epoch; infinite where no such limit was set."""
+        return _ends_at(await self._runs())
 
     async def affordable(self, decision: Decision, cards: Mapping[str, AgentCard]) -> Decision:
         """The decision, with fewer agents where a limit says so."""
@@ -140,7 +145,7 @@ def _ends_at(runs: Sequence[Run]) -> float:
 def _in_time(call: Call, ends_at: float) -> Call:
     """The call with its deadline before that time. Raises `LimitReached` when it is over."""
     if ends_at <= time.time():
-        raise LimitReached("the run's time is over")
+        raise LimitReached(TIME_OVER)
     if call.deadline <= ends_at:
         return call
     return call.model_copy(update={"deadline": ends_at, "allowance": Allowance(cut=("time",))})

@@ -11,30 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from metier.chaos import order
 from metier.chaos.evidence import Evidence, Seen
 from metier.chaos.ledger import INPUT_TOKENS, OUTPUT_TOKENS, Bill, Effect
+from metier.chaos.order import ENDS, Holders, different
 from metier.chaos.workload import PARTS
 from metier.client import run_id_of
-from metier_infra.progress_events import (
-    AgentAnswered,
-    AgentAsked,
-    NodeEnded,
-    NodeStarted,
-    RunParked,
-    RunResumed,
-    ToolAnswered,
-    ToolCalled,
-)
 
 USD_PER_MILLION = 1.0
 """What the scripted model's tokens cost."""
 TURN_USD = (INPUT_TOKENS + OUTPUT_TOKENS) * USD_PER_MILLION / 1e6
-ENDS = frozenset({f"io.metier.run.{end}.v1" for end in ("succeeded", "failed", "cancelled")})
-STARTED = "io.metier.run.started.v1"
-PROGRESS = frozenset(
-    kind.TYPE
-    for kind in (AgentAnswered, AgentAsked, NodeEnded, NodeStarted, RunParked, RunResumed, ToolAnswered, ToolCalled)
-)
 
 
 class Findings:
@@ -55,12 +41,20 @@ class Findings:
 
     def ends(self, run_id: str) -> Sequence[Seen]:
         """The different terminal events of a run."""
-        return _different(event for event in self.told.get(run_id, ()) if event.type in ENDS)
+        return different([event for event in self.told.get(run_id, ()) if event.type in ENDS])
 
     @cached_property
     def keys(self) -> Mapping[str, str]:
         """The key of each call."""
         return {str(row["call_id"]): _key(json.loads(row["task"])["text"]) for row in self.evidence.calls}
+
+    @cached_property
+    def calls(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """The calls of each run."""
+        found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for row in self.evidence.calls:
+            found[str(row["run_id"])].append(row)
+        return found
 
     @cached_property
     def turns(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
@@ -91,11 +85,6 @@ class Findings:
 def _key(text: str) -> str:
     """A task reads `VERB KEY TOKEN`."""
     return text.split()[1]
-
-
-def _different(events: Iterator[Seen]) -> Sequence[Seen]:
-    """Those of which no part is the same."""
-    return list({json.dumps([one.id, one.type, one.data], sort_keys=True): one for one in events}.values())
 
 
 def lost(found: Findings) -> Iterator[str]:
@@ -180,37 +169,24 @@ def _wrong(found: Findings, workflow: str, end: Seen) -> Iterator[str]:
 
 
 def order_violations(found: Findings) -> Iterator[str]:
-    """P3: something new after the end, an end before the start, one id for two events. See `_late`."""
+    """P3: see `order`."""
     for run_id, request in found.names.items():
         told = found.told.get(run_id, ())
-        kinds = [event.type for event in _firsts(told)]
-        if len(kinds) != len(_different(iter(told))):
-            yield f"{request.name}: one id for two events"
-        elif any(kind in ENDS for kind in kinds[:-1]) and not (_taken_over(found, run_id) and _late(kinds) <= PROGRESS):
-            yield f"{request.name}: {kinds}"
-        elif any(kind in ENDS for kind in kinds) and STARTED not in kinds:
-            yield f"{request.name}: ended and never started"
+        yield from (f"{request.name}: {why}" for why in order.broken(told, _holders(found, run_id)))
 
 
-def _late(kinds: Sequence[str]) -> set[str]:
-    """What came after the end. Of a run that was taken over this may be progress: what its former holder had on its way."""
-    end = next((place for place, kind in enumerate(kinds) if kind in ENDS), len(kinds))
-    return set(kinds[end + 1 :])
+def _holders(found: Findings, run_id: str) -> Holders:
+    """What of a run had a former holder, by the journal."""
+    row = found.rows.get(run_id, {})
+    ended_well = row.get("status") == "succeeded"
+    left = [one for one in found.calls.get(run_id, ()) if not ended_well or _left(one)]
+    return Holders(run=row.get("epoch", 0) > 1, calls={str(one["call_id"]) for one in left})
 
 
-def _taken_over(found: Findings, run_id: str) -> bool:
-    """By another replica: to run it, or to tell its end, which is then told twice."""
-    row = found.rows.get(run_id)
-    ends = sum(event.type in ENDS for event in found.told.get(run_id, ()))
-    return ends > 1 or (row is not None and row["epoch"] > 1)
-
-
-def _firsts(events: Sequence[Seen]) -> Sequence[Seen]:
-    """The first of each id, in order: a consumer that knows an id already drops what bears it again."""
-    found: dict[str, Seen] = {}
-    for event in events:
-        found.setdefault(event.id, event)
-    return list(found.values())
+def _left(call: Mapping[str, Any]) -> bool:
+    """Whether somebody may be at a call still though it has ended: a former holder, or one who was not waited for."""
+    unwaited = call["cancelled"] is not None or "deadline_missed" in str(call["failure"])
+    return call["attempt"] > 1 or unwaited
 
 
 def spend_unaccounted(found: Findings) -> Iterator[str]:
@@ -240,10 +216,16 @@ def sandboxes_leaked(found: Findings) -> Iterator[str]:
     yield from found.evidence.leaked
 
 
+def recovered_late(found: Findings) -> Iterator[str]:
+    """P7: what a dead process held, with which nobody went on within the bound. See `recovery`."""
+    yield from found.evidence.late
+
+
 CHECKS: Mapping[str, Callable[[Findings], Iterator[str]]] = {
     check.__name__: check
     for check in (
         lost, doubled_results, doubled_terminal, order_violations, spend_unaccounted, sandboxes_leaked, stuck,
+        recovered_late,
     )
 }  # fmt: skip
 """By the name under which each is counted."""
@@ -262,6 +244,5 @@ def executions_per_effect(evidence: Evidence) -> float:
 
 
 def told_late(evidence: Evidence) -> int:
-    """Of how many runs progress came after the end, which may be where a run was taken over."""
-    told = Findings(evidence, "").told.values()
-    return sum(1 for events in told if _late([event.type for event in _firsts(events)]))
+    """Of how many runs a former holder told something after the end, as `order` lets it."""
+    return sum(1 for told in Findings(evidence, "").told.values() if order.late(told))

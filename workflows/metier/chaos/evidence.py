@@ -33,11 +33,15 @@ class Seen:
     id: str
     type: str
     data: Mapping[str, Any]
+    partition: int = 0
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that was found. `requests` were acknowledged; `dead` are the dead letters' bytes and reasons; `leaked` are containers that nobody holds."""
+    """All that was found. `requests` were acknowledged; `dead` are the dead letters' bytes and reasons; `leaked` are containers that nobody holds.
+
+    `late` says of what a dead process held and nobody went on with in time.
+    """
 
     requests: Sequence[Request]
     events: Sequence[Seen]
@@ -49,13 +53,14 @@ class Evidence:
     effects: Sequence[Effect]
     bills: Sequence[Bill]
     leaked: Sequence[str] = ()
+    late: Sequence[str] = ()
 
 
 async def rows(db: Database) -> Mapping[str, Rows]:
     """The journal, as far as the promises speak of it."""
     wanted = {
         "runs": "SELECT run_id, event_id, status, failure, cost_usd, owner, epoch, lease_until - :now AS left_s FROM runs",
-        "calls": "SELECT call_id, run_id, task, attempt, answered_at, failure FROM calls",
+        "calls": "SELECT call_id, run_id, task, attempt, answered_at, failure, cancelled FROM calls",
         "steps": "SELECT call_id, n, body FROM steps ORDER BY call_id, n",
         "tool_calls": "SELECT tool_call_id, call_id, result, ok FROM tool_calls",
     }
@@ -93,7 +98,8 @@ async def events(bus: Bus, partitions: int) -> Sequence[Seen]:
 def _seen(delivery: Delivery) -> Seen:
     about = dict(delivery.headers)
     name, kind = (about.get(header, b"").decode(errors="replace") for header in ("ce_id", "ce_type"))
-    return Seen((delivery.key or b"").decode(errors="replace"), name, kind, json.loads(delivery.value))
+    run_id = (delivery.key or b"").decode(errors="replace")
+    return Seen(run_id, name, kind, json.loads(delivery.value), delivery.partition)
 
 
 async def dead_letters(bus: Bus, partitions: int) -> Sequence[tuple[bytes, str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from metier.chaos import disk
 from metier.chaos.clock import STEP_S, step
-from metier.chaos.fleet import Fleet, Member
+from metier.chaos.fleet import Fleet, Member, words_of
 from metier.chaos.plan import Fault, Kind
 from metier.chaos.proxy import HOST, Proxy
 from metier.chaos.recovery import Recovery
@@ -69,6 +69,12 @@ class Faults:
             await acts[fault.kind](fault)
         self.counts[fault.kind] += 1
 
+    def able(self, name: str) -> bool:
+        """Whether somebody could go on with what the process of this name holds: no service is harmed, and one that does the same is well."""
+        same = [one for one in self.fleet.members.values() if words_of(one.name) == words_of(name)]
+        well = any(one.running and not one.lock.locked() for one in same)
+        return well and not any(lock.locked() for lock in self._locks.values())
+
     def _lock(self, target: str) -> asyncio.Lock:
         member = self.fleet.members.get(target)
         return member.lock if member else self._locks.setdefault(target, asyncio.Lock())
@@ -77,6 +83,7 @@ class Faults:
         member = self.fleet.members[fault.target]
         member.send(signal.SIGKILL)
         await self.recovery.follow(member.name)
+        await asyncio.sleep(fault.for_s)
         await _again(member)
 
     async def _drain(self, fault: Fault) -> None:
@@ -92,6 +99,7 @@ class Faults:
             await asyncio.sleep(fault.for_s)
         finally:
             member.send(signal.SIGCONT)
+            self.recovery.back(member.name)
 
     async def _step(self, fault: Fault) -> None:
         """Its clock goes forward, and later back."""

@@ -24,9 +24,9 @@ from metier.chaos.evidence import Evidence
 from metier.chaos.faults import Faults, Stack
 from metier.chaos.fleet import LAUNCH, Fleet, fleet
 from metier.chaos.plan import KINDS, ROLES, SERVICES, Kind, Plan, Request
-from metier.chaos.recovery import Recovery
+from metier.chaos.recovery import Bound, Recovery
 from metier.chaos.sandboxes import Sandboxes
-from metier.chaos.stand import PARTITIONS, Stand, addresses, stand
+from metier.chaos.stand import LEASE_S, PARTITIONS, REQUEST_S, SESSION_S, Stand, addresses, stand
 from metier.configuration import Config
 from metier_infra.bus import Bus
 from metier_infra.database import Database
@@ -37,6 +37,7 @@ from metier_infra.retry import persist
 from metier_infra.service import PATIENT
 
 EVERY = tuple(name for names in ROLES.values() for name in names)
+BOUND = Bound(lease_s=LEASE_S, session_s=SESSION_S, step_s=REQUEST_S)
 REPOSITORY = Path(__file__).parents[3]
 
 
@@ -132,10 +133,20 @@ def _figures(
         **{name: len(sentences) for name, sentences in wrong.items()},
         "executions_per_effect": checks.executions_per_effect(found),
         "told_late": checks.told_late(found),
-        "recovery_ms": {"p50": scene.recovery.at(50), "p99": scene.recovery.at(99), "n": len(scene.recovery.took_ms)},
+        "recovery_ms": _recovery(scene.recovery),
         "poison": sum(1 for request in plan.requests if request.poison),
         "exits": scene.roles.exits,
         "seconds": round(took_s, 1),
+    }
+
+
+def _recovery(recovery: Recovery) -> Mapping[str, float | None]:
+    return {
+        "p50": recovery.at(50),
+        "p99": recovery.at(99),
+        "n": len(recovery.took_ms),
+        "bound": 1000 * recovery.bound.after(0),
+        "closest": recovery.closest,
     }
 
 
@@ -164,7 +175,7 @@ class Scene:
         """Ask and harm at the same time; then wait until all is settled, and end the roles."""
         helpers = [
             asyncio.create_task(work)
-            for work in (self.roles.keep(), self.recovery.look(), self.sandboxes.watch(self.roles))
+            for work in (self.roles.keep(), self.recovery.look(self.faults.able), self.sandboxes.watch(self.roles))
         ]
         try:
             await asyncio.gather(self.ask(plan.requests), self._harm(plan))
@@ -232,6 +243,7 @@ class Scene:
             effects=tuple(ledger.effects),
             bills=tuple(ledger.bills),
             leaked=leaked,
+            late=self.recovery.late,
             **found,
         )
 
@@ -248,6 +260,6 @@ async def scene(config: Config, setting: Setting) -> AsyncGenerator[Scene]:
         stack.push_async_callback(bus.close)
         started = fleet(setting.names, ground.environment, folder, launch=setting.launch, failpoints=setting.failpoints)
         await disk.prepare(db)
-        roles, recovery = await stack.enter_async_context(started), Recovery(db)
+        roles, recovery = await stack.enter_async_context(started), Recovery(db, BOUND)
         faults = Faults(roles, ground.proxies, local_stack(), db, recovery)
         yield Scene(ground, roles, bus, db, faults, recovery, Sandboxes(), setting)

@@ -24,9 +24,9 @@ SHARES: Mapping[Kind, int] = {
 }  # fmt: skip
 """How many of 60 faults are of each kind."""
 LASTS_S: Mapping[Kind, tuple[float, float]] = {
-    "freeze": (4.0, 14.0), "step": (4.0, 14.0), "drop": (1.0, 8.0), "reject": (1.0, 5.0), "full": (1.0, 5.0),
+    "kill": (0.0, 12.0), "freeze": (4.0, 14.0), "step": (4.0, 14.0), "drop": (1.0, 8.0), "reject": (1.0, 5.0), "full": (1.0, 5.0),
 }  # fmt: skip
-"""How long what is not over at once lasts, from and to; seconds. A freeze outlasts the lease, some also the broker's session."""
+"""How long what is not over at once lasts, from and to; seconds. A freeze outlasts the lease, some also the broker's session; so do some kills, before the process is started again."""
 GAP_S = (1.0, 4.0)
 """From one fault to the next."""
 ASKS: Sequence[Ask] = ("chain", "fan", "chain", "fan", "code", "chain", "fan", "chain", "fan", "chain")

@@ -27,6 +27,10 @@ from metier.own_database import own_database
 from metier_infra.errors import MissingService
 
 LEASE_S = 3.0
+SESSION_S = 6.0
+"""After so long the broker takes a silent consumer for dead."""
+REQUEST_S = 20.0
+"""The longest step: one request to a model."""
 PARTITIONS = 4
 MODEL = "openai:chaos"
 AGENTS: Mapping[str, Mapping[str, object]] = {
@@ -35,7 +39,7 @@ AGENTS: Mapping[str, Mapping[str, object]] = {
     "sayer": {"policy": {"kind": "autonomous"}},
 }
 """What differs between the agents."""
-LIMITS = {"timeout_s": 900.0, "turns": 40, "tool_calls": 40, "request_s": 20.0}
+LIMITS = {"timeout_s": 900.0, "turns": 40, "tool_calls": 40, "request_s": REQUEST_S}
 """Nothing may end by a limit; but a request to a model whose line is dead is made again."""
 
 
@@ -141,7 +145,7 @@ def _settings(own: Config, through: Mapping[str, str], ledger: str, folder: Path
         "METIER_KAFKA_BOOTSTRAP": through["kafka"],
         "METIER_KAFKA_PREFIX": own.kafka.prefix,
         "METIER_KAFKA_PARTITIONS": str(PARTITIONS),
-        "METIER_KAFKA_SESSION_TIMEOUT_MS": "6000",
+        "METIER_KAFKA_SESSION_TIMEOUT_MS": str(int(1000 * SESSION_S)),
         "METIER_POSTGRES_URL": through["postgres"],
         "METIER_REDIS_URL": through["redis"],
         "METIER_LANE_NAMESPACE": own.lane.lane_namespace,

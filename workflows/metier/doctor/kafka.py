@@ -12,15 +12,17 @@ from metier.doctor.case import Asked, Case
 from metier.doctor.examination import Part
 from metier.doctor.finding import Finding, error, ok, skipped, warning
 from metier_infra.errors import MetierError
-from metier_infra.events import OUTCOMES, REQUESTS, RUNS, tasks_topic
+from metier_infra.events import READERS, tasks_group, tasks_topic
 from metier_infra.kafka_acls import Access, accesses
 
 if TYPE_CHECKING:
     from metier_infra.kafka_look import GroupSeen, KafkaSeen, TopicSeen
     from metier_infra.kafka_topics import Drift, Topic
 
+NEEDED = (2, 3)
+"""What is used began with it: members of a group that keep their name over a restart (KIP-345), and rights that the broker tells (KIP-430). Headers and idempotence are older."""
 TESTED = (4, 0)
-"""The oldest version that is like the one of `make test`."""
+"""`make test` runs on 4.4. Since 4.0 a broker speaks the same oldest protocols (KIP-896); what came before is not tried."""
 IDS = (
     "kafka.reachable",
     "kafka.version",
@@ -31,11 +33,6 @@ IDS = (
     "kafka.groups",
     "kafka.clock",
 )
-ORCHESTRATOR = {
-    "metier.orchestrator.requests": REQUESTS,
-    "metier.orchestrator.outcomes": OUTCOMES,
-    "metier.orchestrator.runs": RUNS,
-}
 
 
 def examine(case: Case) -> list[Finding]:
@@ -76,8 +73,8 @@ def _visible(topics: Sequence[Topic], case: Case, needs: Sequence[Access]) -> li
 
 
 def _groups(asked: Asked, agents: Sequence[str]) -> dict[str, str]:
-    own = ORCHESTRATOR if "orchestrator" in asked.roles else {}
-    return {**own, **{f"metier.agents.{name}": tasks_topic(name) for name in _served(asked, agents)}}
+    own = {group: topic for topic, group in READERS.items() if "orchestrator" in asked.roles}
+    return {**own, **{tasks_group(name): tasks_topic(name) for name in _served(asked, agents)}}
 
 
 def findings(
@@ -108,7 +105,11 @@ def _all_well(name: str, found: Iterable[Finding | None], well: str) -> list[Fin
 
 
 def _version(seen: KafkaSeen) -> Finding:
-    if tuple(int(part) for part in seen.version.split(".") if part.isdigit()) < TESTED:
+    version = tuple(int(part) for part in seen.version.split(".") if part.isdigit())
+    if version and version < NEEDED:
+        why = "replicas keep their partitions over a restart by a name (group.instance.id), which began with it"
+        return error("kafka.version", f"Kafka {seen.version}", f"upgrade it to {NEEDED[0]}.{NEEDED[1]} or newer: {why}")
+    if version < TESTED:
         return warning(
             "kafka.version",
             f"Kafka {seen.version}",

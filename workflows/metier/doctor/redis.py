@@ -12,8 +12,10 @@ from metier.doctor.finding import Finding, error, ok, warning
 if TYPE_CHECKING:
     from metier_tools.redis_look import RedisSeen
 
+NEEDED = (6, 0)
+"""What is used began with it: BLPOP with a timeout that may have a fraction, and users with a name (ACL). The rest is older: scripts that write after TIME (5.0), HSET of several fields (4.0)."""
 TESTED = (7, 0)
-"""The oldest version that `make test` runs on; Valkey says which version of Redis it is like."""
+"""Older ones are not tried: `make test` runs on the Redis of Debian 12 or a Valkey, which says that it is like Redis 7.2."""
 FULL = 0.8
 """More of the memory than that is taken: a burst of calls may not find room."""
 IDS = (
@@ -51,7 +53,11 @@ def findings(seen: RedisSeen, *, limits_here: bool) -> list[Finding]:
 
 def _version(seen: RedisSeen) -> Finding:
     has = f"{seen.product}, like Redis {seen.version}"
-    if tuple(int(part) for part in seen.version.split(".")[:2] if part.isdigit()) < TESTED:
+    version = tuple(int(part) for part in seen.version.split(".")[:2] if part.isdigit())
+    if version and version < NEEDED:
+        why = "tool calls wait by BLPOP with fractions of a second, which began with it"
+        return error("redis.version", has, f"upgrade it to {NEEDED[0]}.{NEEDED[1]} or newer: {why}")
+    if version < TESTED:
         return warning("redis.version", has, f"nothing older than {TESTED[0]}.{TESTED[1]} is tested: upgrade it")
     return ok("redis.version", has)
 

@@ -1,0 +1,2 @@
+class MemberState:
+    STABLE: str
