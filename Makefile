@@ -7,7 +7,7 @@ INSTALL = $(if $(UV),$(UV) pip install --quiet --python .venv/bin/python,.venv/b
 TOO_OLD = Métier needs Python 3.11 or newer with its venv module, or uv. Install one, or set PYTHON=/path/to/python.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check kube images up down
+.PHONY: help demo test tests chaos check kube images up down
 
 help: ## Say what there is
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -16,7 +16,9 @@ demo: .venv/.run ## Watch a team of agents finish a task in a sandbox (ARGS=... 
 	@$(STACK) run --only docker -- .venv/bin/metier demo $(ARGS)
 
 test: ## Check style, types and layers, then run every test on real services (ARGS=... go to pytest)
-	@$(MAKE) --no-print-directory -j2 -Otarget check kube
+	@$(MAKE) --no-print-directory -j2 tests kube
+
+tests: check
 	$(STACK) run --state .metier/test --ports auto -- .venv/bin/pytest $(ARGS)
 
 chaos: .venv/.dev ## Break roles and services 1,000 times under 10,000 runs, and check that no promise was broken (an hour or more)

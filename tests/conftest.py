@@ -42,6 +42,17 @@ TOPICS = (REQUESTS, RUNS, EVENTS_TOPIC, OUTCOMES, DEAD_LETTERS, tasks_topic("hel
 """What the `bus` and `topics` fixtures have: the system's topics, with one agent called `helper`."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the chart come last, and may wait: `make test` builds their programs beside all others, which takes minutes where it was never done."""
+    for item in filter(_of_the_chart, items):
+        item.add_marker(pytest.mark.timeout(900))
+    items.sort(key=_of_the_chart)
+
+
+def _of_the_chart(item: pytest.Item) -> bool:
+    return item.path.parent.name in {"chart", "kube"}
+
+
 @pytest.fixture(autouse=True)
 def own_logs() -> Iterator[None]:
     """What a test makes of the logs ends with it: a command run in this process binds them to a stream that is closed afterwards."""

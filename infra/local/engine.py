@@ -81,10 +81,22 @@ class Engine:
         query = [("fromSrc", "-"), ("repo", repository), ("tag", version), *(("changes", line) for line in changes)]
         self._make("/images/create", query, archive)
 
-    def build_image(self, tag: str, context: Iterable[bytes], arguments: Mapping[str, str] | None = None) -> None:
+    def labels(self, tag: str) -> Mapping[str, str]:
+        """Return the labels of an image; none where there is no such image."""
+        status, told = self.request("GET", f"/images/{urllib.parse.quote(tag)}/json")
+        return (json.loads(told)["Config"]["Labels"] or {}) if status == 200 else {}
+
+    def build_image(
+        self,
+        tag: str,
+        context: Iterable[bytes],
+        arguments: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         """Build an image from a tar with a Dockerfile in it; no step of it has a network."""
         query = [("t", tag), ("rm", "1"), ("forcerm", "1"), ("networkmode", "none")]
-        self._make("/build", [*query, ("buildargs", json.dumps(arguments or {}))], context)
+        told = [("buildargs", json.dumps(arguments or {})), ("labels", json.dumps(labels or {}))]
+        self._make("/build", [*query, *told], context)
 
     def _make(self, path: str, query: list[tuple[str, str]], body: Iterable[bytes]) -> None:
         status, answer = self.request("POST", f"{path}?{urllib.parse.urlencode(query)}", body=body, timeout=_LONG)

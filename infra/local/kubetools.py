@@ -47,7 +47,8 @@ TIERS: Mapping[str, tuple[Mapping[str, str], ...]] = {
 
 _PINS = Path(__file__).parent / "go"
 _BIN = state.CACHE / "bin"
-_BUILD = ("build", "-trimpath", "-buildvcs=false", "-mod=readonly")
+_BUILD = ("build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-gcflags=all=-l -dwarf=false")
+"""Without inlining and what a debugger reads: a package that is compiled once and run for minutes compiles in two thirds of the time."""
 
 
 def tools(*tiers: str) -> dict[str, Path]:

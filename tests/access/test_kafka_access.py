@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from kafka.admin import KafkaAdminClient
+from kafka.admin import KafkaAdminClient, ScramMechanism, UserScramCredentialUpsertion
 
-from metier_infra import kafka_access, kafka_topics
+from metier_infra import kafka_access, kafka_bus, kafka_topics
 from metier_infra.bus import Consumption
 from metier_infra.errors import BadSettings, BusGone, BusRefused
 from metier_infra.events import EVENTS_TOPIC, RUNS
@@ -326,15 +326,40 @@ async def test_a_consumer_is_told_which_topic_or_group_it_may_not_have(secured: 
     assert f"use the topic {topic}:" in await refused(settings, None)
 
 
+async def test_a_consumer_to_which_nothing_comes_hears_that_its_password_is_another_now(
+    secured: Secured, corner: Corner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a consumer that was let in, and whose connection stays
+    monkeypatch.setattr(kafka_bus, "PROVE_S", 0.2)
+    secured.know("idle")
+    settings = corner("idle", "idle")
+    kafka_topics.apply(corner(), [Topic(RUNS, 1, 1)])
+    allow(secured, "idle", settings.prefix + RUNS, "READ")
+    allow(secured, "idle", settings.prefix + "g", "READ", kind="group")
+    bus, ready = KafkaBus(settings, client="metier-tests"), asyncio.Event()
+    what = Consumption([RUNS], "g", ready=ready.set)
+    consuming = asyncio.create_task(bus.consume(what, unread, asyncio.Event()))
+    async with asyncio.timeout(HUNG):
+        await ready.wait()
+        # When its password is changed
+        admin = secured.admin()
+        admin.alter_user_scram_credentials([UserScramCredentialUpsertion("idle", ScramMechanism.SCRAM_SHA_256, "new")])
+        admin.close()
+        # Then it says so, though nothing came
+        with pytest.raises(BusRefused, match="does not let the user idle in"):
+            await consuming
+    await bus.close()
+
+
+async def unread(delivery: Delivery) -> None:
+    raise AssertionError(delivery)
+
+
 async def refused(settings: KafkaSettings, group: str | None) -> str:
     """What a consumption was ended by."""
     bus = KafkaBus(settings, client="metier-tests")
-
-    async def handle(delivery: Delivery) -> None:
-        raise AssertionError(delivery)
-
     async with asyncio.timeout(HUNG):
         with pytest.raises(BusRefused) as told:
-            await bus.consume(Consumption([RUNS], group), handle, asyncio.Event())
+            await bus.consume(Consumption([RUNS], group), unread, asyncio.Event())
     await bus.close()
     return str(told.value)

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -186,8 +187,8 @@ class System:
         return "\n".join(f"--- {name}\n{role.log.read_text()[-2000:]}" for name, role in self.roles.items())
 
     def end(self) -> None:
-        for role in self.roles.values():
-            role.end()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Role.end, self.roles.values()))
 
 
 def _work(system: System) -> None:

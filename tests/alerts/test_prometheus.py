@@ -69,10 +69,11 @@ class Prometheus:
             self._process.wait()
 
 
-@pytest.fixture
-def prometheus(system: System, tmp_path: Path) -> Generator[Prometheus]:
+@pytest.fixture(scope="module")
+def prometheus(system: System, tmp_path_factory: pytest.TempPathFactory) -> Generator[Prometheus]:
     """One that has scraped every role."""
-    found = Prometheus(tmp_path, [role.url().removeprefix("http://") for role in system.roles.values()])
+    folder = tmp_path_factory.mktemp("prometheus")
+    found = Prometheus(folder, [role.url().removeprefix("http://") for role in system.roles.values()])
     try:
         until(lambda: found.value("sum(up)") == len(system.roles), found.tail)
         yield found

@@ -16,7 +16,7 @@ REFUSED = {
     "a misspelt name of an engine": (["toolRunner.engine.mod=x"], "additional properties 'mod' not allowed"),
     "an engine that there is not": (
         ["toolRunner.engine.mode=kubernetes"],
-        "must be one of 'remote', 'podman', 'sysbox', 'dind'",
+        "must be one of 'remote', 'sysbox', 'dind'",
     ),
     "no agent": (["agents=null"], "agents: there is none. Name one, such as agents.helper.model=openai:gpt-5"),
     "an agent without a model": (["agents.helper.replicas=1"], "agents.helper has no model. Set agents.helper.model"),
@@ -63,7 +63,7 @@ REFUSED = {
     ),
     "a node's own socket": (["toolRunner.engine.remote.host=unix:///var/run/docker.sock"], "does not match pattern"),
     "two engines": (
-        ["toolRunner.engine.mode=podman"],
+        ["toolRunner.engine.mode=sysbox"],
         "toolRunner.engine.remote.host is set. Keep the one that is meant",
     ),
     "no broker": (["kafka.external.bootstrap="], "Set kafka.external.bootstrap to host:port of a broker"),
@@ -73,6 +73,15 @@ REFUSED = {
         "postgres: where is it? Set postgres.external.existingSecret",
     ),
     "two journals": (["postgres.external.url=postgresql://x"], "existingSecret and postgres.external.url are both set"),
+    "an authority of a journal that speaks no TLS": (
+        [
+            "postgres.external.existingSecret=",
+            "postgres.bundled.enabled=true",
+            "postgres.bundled.password=x",
+            "postgres.external.tls.caSecret=ca",
+        ],
+        "postgres.bundled.enabled is true, which speaks no TLS. Remove one of them",
+    ),
     "no Redis": (["redis.external.existingSecret="], "redis: where is it? Set redis.external.existingSecret"),
     "two Redises": (["redis.bundled.enabled=true"], "redis.external and redis.bundled.enabled are both set"),
     "a bundled store that lets anybody in": (
@@ -82,6 +91,22 @@ REFUSED = {
     "no grant key": (["grantKey.existingSecret="], "Set grantKey.existingSecret"),
     "two grant keys": (["grantKey.value=x"], "grantKey.existingSecret and grantKey.value are both set"),
     "a password that nobody gave": (["kafka.external.securityProtocol=SASL_SSL"], "Set kafka.external.existingSecret"),
+    "an authority of a broker that speaks no TLS": (
+        ["kafka.external.tls.caSecret=x"],
+        "kafka.external.securityProtocol is PLAINTEXT, which has no TLS. Set it to SSL or SASL_SSL",
+    ),
+    "a password that nobody asks for": (
+        ["kafka.external.existingSecret=x"],
+        "kafka.external.securityProtocol is PLAINTEXT, which asks for none. Set it to SASL_SSL",
+    ),
+    "a drain that the grace of the pods does not follow": (
+        ["agents.reasoner.env.METIER_DRAIN_S=x"],
+        "agents.reasoner.env.METIER_DRAIN_S is the chart's own. Set longestCallSeconds",
+    ),
+    "a port that the probes do not know": (["env.METIER_HTTP_PORT=x"], "env.METIER_HTTP_PORT is the chart's own."),
+    "a name that no object can have": (["fullnameOverride=Teams"], "'/fullnameOverride': 'Teams' does not match"),
+    "a part of a name that no object can have": (["nameOverride=a.b"], "'/nameOverride': 'a.b' does not match"),
+    "an image by digest and tag": (["image.repository=x@sha256:1"], "'/image/repository': 'x@sha256:1' does not match"),
     "a user of Kafka that nobody is": (
         ["kafka.external.users.coder=x"],
         "kafka.external.users.coder: nobody comes to Kafka as that. Set one of agent-reasoner, operator,",

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from kombu.transport.redis import Channel
 
-from metier_infra.events import tasks_topic
+from metier_infra.events import tasks_group, tasks_topic
 from metier_tools.celery_app import Config, make_app
 from metier_tools.serve import KINDS
 
-from .kit import MINIMAL, REPOSITORY, component, named, of_kind, rendered
+from .kit import MINIMAL, component, named, of_kind, rendered
 
 PREFIX = "prod."
 
@@ -28,15 +28,9 @@ def test_an_agent_follows_the_lag_of_its_own_topic_in_the_group_of_its_workers()
 
     assert trigger["type"] == "kafka"
     assert trigger["metadata"]["topic"] == PREFIX + tasks_topic("reasoner")
-    assert trigger["metadata"]["consumerGroup"] == PREFIX + "metier.agents.reasoner"
+    assert trigger["metadata"]["consumerGroup"] == PREFIX + tasks_group("reasoner")
     assert trigger["metadata"]["offsetResetPolicy"] == "earliest"
     assert "excludePersistentLag" not in trigger["metadata"]
-
-
-def test_the_group_is_the_one_that_a_worker_joins() -> None:
-    source = (REPOSITORY / "agents/metier_agents/worker.py").read_text()
-
-    assert 'f"metier.agents.{agent}"' in source
 
 
 @pytest.mark.parametrize(("agent", "threshold"), [("reasoner", "4"), ("coder", "2")])

@@ -34,6 +34,18 @@ def test_roles_run_on_the_same_versions_of_what_they_share(name: str) -> None:
     assert {package: own.get(package) for package in shared} == shared
 
 
+@pytest.mark.parametrize("name", ["run.lock", "agent.lock", "tools.lock"])
+def test_what_a_role_has_alone_and_what_all_share_is_what_its_lock_says(name: str) -> None:
+    program = "import images, sys; print(images.beyond(*(open(path).read() for path in sys.argv[1:])), end='')"
+    words = [sys.executable, "-c", program, str(LOCKS / "run.lock"), str(LOCKS / name)]
+    alone = subprocess.run(words, cwd=REPOSITORY / "infra/local", capture_output=True, text=True, check=True).stdout
+
+    assert sorted((alone + (LOCKS / "run.lock").read_text()).splitlines()) == sorted(
+        (LOCKS / name).read_text().splitlines()
+    )
+    assert bool(alone) == (name != "run.lock")
+
+
 def test_what_builds_the_images_is_locked_too() -> None:
     wanted = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependency-groups"]["image"]}
 

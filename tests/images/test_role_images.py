@@ -17,12 +17,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from jsonschema import Draft7Validator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -30,12 +32,14 @@ from metier.compose import recordings_path
 from metier_agents.recordings import read_recordings
 from metier_infra.settings import KafkaSettings
 
+from .far import far_engine
+
 REPOSITORY = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 EXTRAS = {
     "orchestrator": set[str](),
     "agent": {"openai", "anthropic", "groq", "mistralai", "ollama", "retrieval"},
-    "tools": {"mcp"},
+    "tools": {"mcp", "ssh"},
 }
 SBOM = "/usr/share/metier/sbom.cdx.json"
 HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--tmpfs", "/tmp:mode=1777")
@@ -139,6 +143,16 @@ def test_all_python_in_an_image_is_compiled(files: Mapping[str, tarfile.TarInfo]
     assert {path for path in sources if Path(path).with_suffix("") not in compiled} == set()
 
 
+@cache
+def cyclonedx() -> JsonStrictValidator:
+    """The reader of CycloneDX, who looks at an address only once: to tell whether it is one takes most of the time, and images share most."""
+    formats = Draft7Validator.FORMAT_CHECKER.checkers
+    for name in ("iri-reference", "uri-reference"):
+        is_one, raised = formats[name]
+        formats[name] = (cache(is_one), raised)
+    return JsonStrictValidator(SchemaVersion.V1_6)
+
+
 def test_an_image_tells_what_it_is_made_of_and_holds_its_role_s_extras_alone(
     role: str, labels: Mapping[str, str]
 ) -> None:
@@ -151,7 +165,7 @@ def test_an_image_tells_what_it_is_made_of_and_holds_its_role_s_extras_alone(
         "import importlib.metadata as m, json; print(json.dumps([(d.name, d.version) for d in m.distributions()]))"
     )
     there: list[tuple[str, str]] = json.loads(docker("run", "--rm", "--entrypoint", "python", tag(role), "-c", program))
-    valid = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
+    valid = cyclonedx().validate_str(text)
     listed_as = {(one["name"], one["version"]) for one in listed["components"]}
     # Then it is CycloneDX, none is missing, and what the role needs is among them and what only others need is not
     assert valid is None
@@ -252,6 +266,16 @@ def running(environment: Mapping[str, str], name: str, words: Sequence[str], *mo
         yield Running(container)
     finally:
         docker("rm", "--force", container, check=False)
+
+
+@pytest.mark.usefixtures("images")
+def test_the_tool_runner_s_image_reaches_an_engine_over_ssh_and_holds_it_to_every_limit() -> None:
+    with far_engine(Path(os.environ["DOCKER_HOST"].removeprefix("unix://"))) as far:
+        told = {"DOCKER_HOST": far.address, "METIER_SANDBOX_IMAGE": tag("sandbox")}
+        keys = ("--volume", f"{far.keys}:/tmp/.ssh:ro")
+        said = docker("run", "--rm", *options(told), *keys, tag("tools"), "tools", "selftest", "--json")
+
+    assert json.loads(said)["ok"] is True
 
 
 @pytest.mark.usefixtures("images")

@@ -6,14 +6,15 @@ import json
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from .kit import REPOSITORY, places
+from .kit import CALM, REPOSITORY, places
 from .manifests import Document
 
 _HOLD = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()"
@@ -30,7 +31,7 @@ class Cluster:
         """Run kubectl or helm to its end, whatever that is."""
         place = places("lint", "cluster")[program]
         return subprocess.run(
-            [place, *words], input=told, capture_output=True, text=True, check=False, env=self._environment
+            [place, *words], input=told, capture_output=True, text=True, check=False, env=self._environment | CALM
         )
 
     def must(self, program: str, *words: str | Path, told: str = "") -> str:
@@ -76,9 +77,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     assert {path.name for path in state.iterdir()} == {"lock"}
 
 
-@pytest.fixture
-def namespace(cluster: Cluster) -> Iterator[Namespace]:
-    """A namespace that nobody else uses, gone after the test."""
+@contextmanager
+def new_namespace(cluster: Cluster) -> Generator[Namespace]:
+    """A namespace that nobody else uses, gone afterwards."""
     name = f"t-{secrets.token_hex(4)}"
     levels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": levels}}
@@ -86,6 +87,13 @@ def namespace(cluster: Cluster) -> Iterator[Namespace]:
     cluster.must("kubectl", "-n", name, "wait", "--for=create", "serviceaccount/default", "--timeout=120s")
     yield Namespace(cluster, name)
     cluster.must("kubectl", "delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[Namespace]:
+    """A namespace of this test's own."""
+    with new_namespace(cluster) as made:
+        yield made
 
 
 @pytest.fixture

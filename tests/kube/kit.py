@@ -29,11 +29,13 @@ APIS = ("keda.sh/v1alpha1", "monitoring.coreos.com/v1")
 """What optional objects need of a cluster, as `Capabilities.APIVersions` tells the templates."""
 KINDS = ("ScaledObject", "TriggerAuthentication", "ServiceMonitor", "PodMonitor", "PrometheusRule")
 
-SIDECAR_MODES = {"podman", "sysbox", "dind"}
+SIDECAR_MODES = {"sysbox", "dind"}
 """The modes in which an engine runs beside the tool runner, and cannot be restricted."""
 _HOMES = {
     f"HELM_{name}_HOME": str(REPOSITORY / f".metier/cache/helm/{name.lower()}") for name in ("CACHE", "CONFIG", "DATA")
 }
+CALM = {"GOGC": "400"}
+"""For a program that lives for a second and need not tidy up its memory all the time."""
 
 
 @cache
@@ -48,7 +50,7 @@ def places(*wanted: str) -> Mapping[str, Path]:
 def run(program: str, *words: str | Path, tier: str = "lint") -> subprocess.CompletedProcess[str]:
     """Run one of the programs to its end, whatever that is."""
     command = [places(tier)[program], *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **_HOMES})
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **_HOMES, **CALM})
 
 
 def template(

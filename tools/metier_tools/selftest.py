@@ -38,15 +38,24 @@ def syscall(number, *args):
         raise OSError(ctypes.get_errno(), "refused")
 
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-mounts = {words[1]: words[3].split(",") for words in map(str.split, open("/proc/self/mounts"))}
+mounts = {words[1]: words[2:4] for words in map(str.split, open("/proc/self/mounts"))}
+home = os.environ["HOME"]
+scratch = os.statvfs(home)
 print(json.dumps({
     "uid": os.getuid(),
     "gid": os.getgid(),
     "capabilities": int(status["CapEff"], 16) | int(status["CapBnd"], 16),
     "no_new_privileges": int(status["NoNewPrivs"]),
     "seccomp": int(status["Seccomp"]),
-    "read_only": "ro" in mounts["/"],
-    "scratch": mounts.get(os.environ["HOME"], []),
+    "read_only": "ro" in mounts["/"][1].split(","),
+    "scratch": mounts.get(home, ["", ""])[1].split(","),
+    "scratch_bytes": scratch.f_blocks * scratch.f_frsize,
+    "scratch_files": scratch.f_files,
+    "elsewhere": [
+        place
+        for place, (kind, _) in mounts.items()
+        if place != home and kind != "mqueue" and os.path.isdir(place) and os.access(place, os.W_OK)
+    ],
     "interfaces": [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]],
     "connect": refused(lambda: socket.create_connection(("192.0.2.1", 9), 1)),
     "vsock": refused(lambda: socket.socket(40, socket.SOCK_STREAM)),
@@ -57,10 +66,16 @@ print(json.dumps({
 }))
 """
 _EPERM, _ENETUNREACH = 1, 101
+_PAGE = 4096
+"""What the kernel rounds a scratch folder's size up to; bytes."""
 
 
 class Seen(BaseModel):
-    """What the probe saw from inside; error numbers are 0 where nothing was refused, limits -1 where none can be read."""
+    """What the probe saw from inside; error numbers are 0 where nothing was refused, limits -1 where none can be read.
+
+    `elsewhere` are the mounts beside the scratch folder that can be written: what a program leaves there is found by the
+    next one. Message queues are not counted, since the reset after each call removes them.
+    """
 
     uid: int
     gid: int
@@ -69,6 +84,9 @@ class Seen(BaseModel):
     seccomp: int
     read_only: bool
     scratch: list[str]
+    scratch_bytes: int
+    scratch_files: int
+    elsewhere: list[str]
     interfaces: list[str]
     connect: int
     vsock: int
@@ -144,6 +162,9 @@ def _checks(seen: Seen, profile: Profile) -> dict[str, tuple[bool, str]]:
         "socket families refused (vsock)": (seen.vsock == _EPERM, f"errno {seen.vsock}"),
         "read-only root": (seen.read_only, "read-only" if seen.read_only else "writable"),
         "scratch folder limited": ({"noexec", "nosuid", "nodev"} <= set(seen.scratch), ",".join(seen.scratch)),
+        "size of the scratch folder": (0 < seen.scratch_bytes < profile.tmp_bytes + _PAGE, f"{seen.scratch_bytes}"),
+        "files in the scratch folder": (0 < seen.scratch_files <= profile.tmp_inodes, f"{seen.scratch_files}"),
+        "nothing else can be written": (not seen.elsewhere, ",".join(seen.elsewhere)),
         "no network": (not set(seen.interfaces) - {"lo"} and seen.connect == _ENETUNREACH, f"errno {seen.connect}"),
         "pids limit": (seen.pids == profile.pids, f"{seen.pids}"),
         "memory limit": (seen.memory == profile.memory_bytes, f"{seen.memory}"),

@@ -8,6 +8,7 @@
 {{- include "metier.checkKafka" . -}}
 {{- include "metier.checkEngine" . -}}
 {{- include "metier.checkHooks" . -}}
+{{- include "metier.checkVariables" . -}}
 {{- end }}
 
 {{- define "metier.checkAgents" -}}
@@ -79,6 +80,9 @@
     {{- fail (printf "%s.bundled.enabled is true, and it has no password. Set %s.bundled.password to any text of letters and digits" $store $store) -}}
   {{- end -}}
 {{- end -}}
+{{- if and .Values.postgres.bundled.enabled .Values.postgres.external.tls.caSecret -}}
+  {{- fail "postgres.external.tls.caSecret is for a server of yours, and postgres.bundled.enabled is true, which speaks no TLS. Remove one of them" -}}
+{{- end -}}
 {{- if not (or .Values.grantKey.existingSecret .Values.grantKey.value) -}}
   {{- fail "grantKey: agents and tool runners share none. Set grantKey.existingSecret to a Secret with any long random text under the key grantKey.key" -}}
 {{- end -}}
@@ -103,6 +107,13 @@
 {{- $external := .Values.kafka.external -}}
 {{- if and (hasPrefix "SASL" $external.securityProtocol) (not $external.existingSecret) -}}
   {{- fail (printf "kafka.external.securityProtocol is %s, and there are no credentials. Set kafka.external.existingSecret to a Secret with a user's name and password" $external.securityProtocol) -}}
+{{- end -}}
+{{- $tls := or $external.tls.caSecret $external.tls.clientSecret -}}
+{{- if and $tls (not (hasSuffix "SSL" $external.securityProtocol)) -}}
+  {{- fail (printf "kafka.external.tls is set, and kafka.external.securityProtocol is %s, which has no TLS. Set it to SSL or SASL_SSL" $external.securityProtocol) -}}
+{{- end -}}
+{{- if and $external.existingSecret (not (hasPrefix "SASL" $external.securityProtocol)) -}}
+  {{- fail (printf "kafka.external.existingSecret has a user's password, and kafka.external.securityProtocol is %s, which asks for none. Set it to SASL_SSL" $external.securityProtocol) -}}
 {{- end -}}
 {{- $known := list "orchestrator" "topics" "operator" "scaler" -}}
 {{- range $name := keys .Values.agents }}{{ $known = append $known (printf "agent-%s" $name) }}{{ end -}}
@@ -130,6 +141,18 @@
   {{- end -}}
 {{- else if $engine.remote.host -}}
   {{- fail (printf "toolRunner.engine.mode is %s, and toolRunner.engine.remote.host is set. Keep the one that is meant" $engine.mode) -}}
+{{- end -}}
+{{- end }}
+
+{{/* Variables that other parts of a pod must agree with are not to be set by themselves. */}}
+{{- define "metier.checkVariables" -}}
+{{- $given := dict "env" .Values.env "agentDefaults.env" .Values.agentDefaults.env "orchestrator.env" .Values.orchestrator.env "toolRunner.env" .Values.toolRunner.env -}}
+{{- range $name, $agent := .Values.agents -}}{{- $_ := set $given (printf "agents.%s.env" $name) (default dict $agent.env) -}}{{- end -}}
+{{- $instead := dict "METIER_DRAIN_S" "Set longestCallSeconds, which the grace of the pods follows" "METIER_HTTP_PORT" "Leave it out: probes and monitors come to 8080" "METIER_HTTP_HOST" "Leave it out: probes come from the node" -}}
+{{- range $path, $variables := $given -}}
+  {{- range $variable, $sentence := $instead -}}
+    {{- if hasKey $variables $variable -}}{{- fail (printf "%s.%s is the chart's own. %s" $path $variable $sentence) -}}{{- end -}}
+  {{- end -}}
 {{- end -}}
 {{- end }}
 

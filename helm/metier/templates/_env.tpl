@@ -136,6 +136,50 @@ secretKeyRef: {name: {{ include "metier.fullname" .root }}-{{ .store }}, key: ur
 
 {{- define "metier.env.postgres" -}}
 METIER_POSTGRES_URL: { {{- include "metier.urlFrom" (dict "root" . "store" "postgres") -}} }
+{{- if .Values.postgres.external.tls.caSecret }}
+PGSSLMODE: verify-full
+PGSSLROOTCERT: /etc/metier/postgres-ca/ca.crt
+{{- end }}
+{{- end }}
+
+{{- define "metier.postgresMounts" -}}
+{{- if .Values.postgres.external.tls.caSecret }}
+- {name: postgres-ca, mountPath: /etc/metier/postgres-ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "metier.postgresVolumes" -}}
+{{- with .Values.postgres.external.tls }}
+{{- if .caSecret }}
+- {name: postgres-ca, secret: {secretName: {{ .caSecret }}, defaultMode: 0440, items: [{key: {{ .caKey }}, path: ca.crt}]}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Whom TLS believes, where that is not left to the image: an agent's own `trust`, else that of all. Takes (dict "root" $ "own" (dict …)). */}}
+{{- define "metier.trust" -}}
+{{- $own := default dict .own -}}
+{{- $trust := ternary $own .root.Values.trust (not (empty $own.existingConfigMap)) -}}
+{{- if $trust.existingConfigMap }}{{ toYaml $trust }}{{ end -}}
+{{- end }}
+
+{{- define "metier.env.trust" -}}
+{{- if include "metier.trust" . -}}
+REQUESTS_CA_BUNDLE: /etc/metier/trust/ca-bundle.crt
+SSL_CERT_FILE: /etc/metier/trust/ca-bundle.crt
+{{- end }}
+{{- end }}
+
+{{- define "metier.trustMounts" -}}
+{{- if include "metier.trust" . }}
+- {name: trust, mountPath: /etc/metier/trust, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "metier.trustVolumes" -}}
+{{- with include "metier.trust" . | fromYaml }}
+- {name: trust, configMap: {name: {{ .existingConfigMap }}, items: [{key: {{ .key }}, path: ca-bundle.crt}]}}
+{{- end }}
 {{- end }}
 
 {{- define "metier.env.redis" -}}

@@ -1,13 +1,14 @@
 {{/* A pod that runs one command of ours to its end. Takes (dict "root" $ "component" "…" "container" "…" "command" … "env" … "mounts" "…" "volumes" "…" "account" "commands"). */}}
 {{- define "metier.commandPod" -}}
+{{- $trust := dict "root" .root -}}
 restartPolicy: Never
 serviceAccountName: {{ include "metier.fullname" .root }}-{{ .account }}
 {{ include "metier.pod" (dict "root" .root "component" .component "pod" .root.Values.podDefaults) }}
 containers:
-  {{- include "metier.command" (dict "root" .root "role" "orchestrator" "name" .component "command" .command "env" (prepend .env (include "metier.env.base" .root)) "more" (list .root.Values.env) "mounts" .mounts) | nindent 2 }}
+  {{- include "metier.command" (dict "root" .root "role" "orchestrator" "name" .component "command" .command "env" (concat (list (include "metier.env.base" .root) (include "metier.env.trust" $trust)) .env) "more" (list .root.Values.env) "mounts" (print .mounts (include "metier.trustMounts" $trust))) | nindent 2 }}
 volumes:
   - {name: tmp, emptyDir: {sizeLimit: 256Mi}}
-  {{- with trim .volumes }}{{ . | nindent 2 }}{{ end }}
+  {{- with print .volumes (include "metier.trustVolumes" $trust) | trim }}{{ . | nindent 2 }}{{ end }}
 {{- end }}
 
 {{/* A Job. Where "hook" says on what events, it runs before the release, from which nothing is there yet but what has the same annotations; else it is named for the revision. */}}

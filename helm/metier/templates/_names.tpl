@@ -1,9 +1,10 @@
-{{/* The name that every object of the release begins with: at most 40 characters. */}}
+{{/* The name that every object of the release begins with: at most 40 characters, and no dot, which a Service may not have. */}}
 {{- define "metier.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $release := .Release.Name | replace "." "-" -}}
 {{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride }}
-{{- else if contains $name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
-{{- else }}{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}{{ end -}}
+{{- else if contains $name $release }}{{ $release | trunc 40 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-%s" $release $name | trunc 40 | trimSuffix "-" }}{{ end -}}
 {{- end }}
 
 {{/* The name of a component's objects. A pod's name, which is its host name, must stay under 64 characters: 46 and what Kubernetes adds. Takes (dict "root" $ "component" "…"). */}}

@@ -34,7 +34,7 @@ spec:
   {{- $peers = list (dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" "kube-system")) "podSelector" (dict "matchLabels" (dict "k8s-app" "kube-dns"))) -}}
 {{- else if and (not $peers) (eq .to "models") -}}
   {{- $private := list "10.0.0.0/8" "100.64.0.0/10" "169.254.0.0/16" "172.16.0.0/12" "192.168.0.0/16" -}}
-  {{- $peers = list (dict "ipBlock" (dict "cidr" "0.0.0.0/0" "except" $private)) -}}
+  {{- $peers = list (dict "ipBlock" (dict "cidr" "0.0.0.0/0" "except" $private)) (dict "ipBlock" (dict "cidr" "::/0" "except" (list "fc00::/7" "fe80::/10"))) -}}
 {{- end -}}
 - ports:
     {{- range $ports }}

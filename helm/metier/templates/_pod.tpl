@@ -89,7 +89,7 @@ livenessProbe:
 {{- $more := list $root.Values.env -}}
 {{- $files := dict "root" $root "groups" (list "agents") -}}
 {{- include "metier.command" (dict
-  "root" $root "role" .role "name" "wait-for-schema" "more" $more "mounts" ""
+  "root" $root "role" .role "name" "wait-for-schema" "more" $more "mounts" (include "metier.postgresMounts" $root)
   "command" (list "metier" "migrate" "--check" "--wait" (toString $root.Values.migrations.waitSeconds))
   "env" (list $base (include "metier.env.postgres" $root))) }}
 {{ include "metier.command" (dict

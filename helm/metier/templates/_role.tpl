@@ -5,6 +5,7 @@
 {{- define "metier.role" -}}
 {{- $values := .root.Values -}}
 {{- $pod := mergeOverwrite (deepCopy $values.podDefaults) .settings.pod -}}
+{{- $trust := dict "root" .root "own" .settings.trust -}}
 apiVersion: apps/v1
 kind: Deployment
 metadata:
@@ -21,10 +22,8 @@ spec:
     metadata:
       labels: {{- merge (include "metier.labels" . | fromYaml) $pod.labels | toYaml | nindent 8 }}
       annotations:
-        {{- with $pod.annotations }}{{ toYaml . | nindent 8 }}{{ end }}
-        kubectl.kubernetes.io/default-container: {{ .container }}
-        checksum/config: {{ .checksum | sha256sum }}
-        checksum/secrets: {{ include "metier.secrets" .root | sha256sum }}
+        {{- $ours := dict "kubectl.kubernetes.io/default-container" .container "checksum/config" (sha256sum .checksum) "checksum/secrets" (include "metier.secrets" .root | sha256sum) }}
+        {{- merge $ours $pod.annotations | toYaml | nindent 8 }}
     spec:
       serviceAccountName: {{ include "metier.name" . }}
       {{- include "metier.pod" (dict "root" .root "component" .component "pod" $pod "user" .user) | nindent 6 }}
@@ -47,7 +46,7 @@ spec:
           imagePullPolicy: {{ $values.image.pullPolicy }}
           command: {{ toJson .command }}
           env: {{- include "metier.environment" (dict
-            "env" (concat (list (include "metier.env.base" .root) (include "metier.env.role" .)) .env)
+            "env" (concat (list (include "metier.env.base" .root) (include "metier.env.role" .) (include "metier.env.trust" $trust)) .env)
             "more" (list $values.env .settings.env)) | trim | nindent 12 }}
           ports:
             - {name: http, containerPort: 8080}
@@ -57,10 +56,10 @@ spec:
           securityContext: {{- include "metier.containerSecurity" . | nindent 12 }}
           volumeMounts:
             - {name: tmp, mountPath: /tmp}
-            {{- with trim .mounts }}{{ . | nindent 12 }}{{ end }}
+            {{- with print .mounts (include "metier.trustMounts" $trust) | trim }}{{ . | nindent 12 }}{{ end }}
       volumes:
         - {name: tmp, emptyDir: {sizeLimit: 256Mi}}
-        {{- with trim .volumes }}{{ . | nindent 8 }}{{ end }}
+        {{- with print .volumes (include "metier.trustVolumes" $trust) | trim }}{{ . | nindent 8 }}{{ end }}
 ---
 apiVersion: v1
 kind: ServiceAccount
