@@ -12,7 +12,16 @@ from langgraph.graph import END, START, StateGraph
 
 from metier_infra.bus import Consumption, MemoryBus
 from metier_infra.database import Database
-from metier_infra.events import EVENTS_TOPIC, REQUESTS, CallRequested, Event, RunFailed, RunRequested, tasks_topic
+from metier_infra.events import (
+    EVENTS_TOPIC,
+    REQUESTS,
+    CallRequested,
+    Event,
+    RunFailed,
+    RunRequested,
+    RunSucceeded,
+    tasks_topic,
+)
 from metier_infra.journal import Journal
 from metier_infra.messages import Delivery, Envelope, decode, encode
 from metier_infra.rows import Call, Run
@@ -20,12 +29,14 @@ from metier_infra.service import Ready
 from metier_infra.testing import Process
 from metier_infra.words import AgentCard, CallId, RunId, Task, stable_id
 from metier_workflows.checkpoint import JournalSaver
-from metier_workflows.execution import LOST_AT_MOST
 from metier_workflows.node import agent
 from metier_workflows.orchestrator import Orchestrator
+from metier_workflows.suspects import LOST_AT_MOST
 from metier_workflows.workflow import Workflows, workflow
 
 HUNG = 60
+BUSY_S = 0.5
+"""Longer than a process lives that runs the deadly node too."""
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 CARDS = {"helper": AgentCard(name="helper", model="m", policy="autonomous", skills={"general": 1.0})}
 
@@ -153,8 +164,8 @@ class Land:
         self.journal, self.bus = journal, MemoryBus()
         self.entered = asyncio.Event()
         self.entries = 0
-        deadly, patient = workflow("deadly")(self._deadly), workflow("patient")(self._patient)
-        self._workflows = Workflows([deadly, patient])
+        graphs = {"deadly": self._deadly, "patient": self._patient, "busy": self._busy}
+        self._workflows = Workflows([workflow(name)(graph) for name, graph in graphs.items()])
         self.process: Process | None = None
 
     def _deadly(self) -> StateGraph[State, Any, State, State]:
@@ -172,6 +183,13 @@ class Land:
 
         return _chain(node)
 
+    def _busy(self) -> StateGraph[State, Any, State, State]:
+        async def node(state: State) -> dict[str, Any]:
+            await asyncio.sleep(BUSY_S)
+            return {"said": ["done"]}
+
+        return _chain(node)
+
     async def up(self) -> None:
         ready = asyncio.Event()
         replica = Orchestrator(self.bus, self.journal, self._workflows, CARDS, instance="one", drain_s=1)
@@ -183,10 +201,10 @@ class Land:
         assert self.process is not None
         await self.process.die()
 
-    async def ask(self, name: str) -> RunId:
-        event = RunRequested(workflow=name, input={"said": []})
-        await self.bus.publish(encode(REQUESTS, Envelope(event, name, "/shop", name, traceparent=TRACE)))
-        return RunId(stable_id("run", "/shop", name))
+    async def ask(self, name: str, key: str | None = None) -> RunId:
+        event, key = RunRequested(workflow=name, input={"said": []}), key or name
+        await self.bus.publish(encode(REQUESTS, Envelope(event, key, "/shop", key, traceparent=TRACE)))
+        return RunId(stable_id("run", "/shop", key))
 
     async def first(self, topic: str, wanted: type[Event], run_id: RunId) -> Event:
         """The first event of this kind about the run."""
@@ -246,3 +264,23 @@ async def test_a_run_that_takes_each_of_its_processes_with_it_ends_failed_and_th
     kept = await land.journal.runs.get(patient)
     assert kept is not None
     assert (kept.status, kept.lost) == ("running", 0)
+
+
+async def test_a_run_that_was_in_the_middle_of_something_each_time_is_not_taken_for_the_deadly_one(land: Land) -> None:
+    # Given a run whose node ends its process at once, and others that are not so soon done
+    await land.up()
+    deadly = await land.ask("deadly")
+    busy = [await land.ask("busy", f"busy{n}") for n in range(3)]
+    # When the deadly one takes one process after the other with it
+    for _ in range(LOST_AT_MOST):
+        await land.deadly()
+        await land.die()
+        await land.up()
+    # Then it ends failed, and the others come to their end
+    ended = await land.first(EVENTS_TOPIC, RunFailed, deadly)
+    assert isinstance(ended, RunFailed)
+    assert ended.failure.code == "process_lost"
+    for run_id in busy:
+        done = await land.first(EVENTS_TOPIC, RunSucceeded, run_id)
+        assert isinstance(done, RunSucceeded)
+        assert done.result["said"] == ["done"]

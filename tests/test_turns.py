@@ -222,3 +222,11 @@ def test_a_file_that_does_not_fit_is_refused_with_line_and_field(tmp_path: Path,
     with pytest.raises(BadSpec) as refused:
         load_tenants(path)
     assert str(refused.value) == f"{path}:{said}"
+
+
+def test_what_had_its_turn_before_goes_before_all_of_its_tenant_that_had_none() -> None:
+    turns = queue(("first", "a", 9), ("second", "a", 5))
+    turns.wait("begun", "a", 0, begun=True)
+    turns.wait("other", "b", 5)
+
+    assert taken(turns, 4) == ["begun", "other", "first", "second"]

@@ -77,7 +77,10 @@ class RunRequested(Event):
 
 
 class RunAccepted(Event):
-    """The run is in the journal; whoever owns its partition runs it. Also sent to wake a run that nobody holds, and one that was `cancelled`, so that it ends."""
+    """The run is in the journal; whoever owns its partition runs it. Also sent to wake a run that nobody holds, and one that was `cancelled`, so that it ends.
+
+    `begun`: it had its turn before, and does not wait behind those that had none.
+    """
 
     TYPE: ClassVar[str] = "io.metier.run.accepted.v1"
     TOPIC: ClassVar[str] = RUNS
@@ -87,6 +90,7 @@ class RunAccepted(Event):
     tenant: str = "default"
     priority: int = 5
     parent: RunId | None = None
+    begun: bool = False
 
 
 class CallRequested(Event):

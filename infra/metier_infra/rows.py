@@ -81,6 +81,11 @@ class Run(Word):
         return Spent(usd=self.cost_usd, tokens=self.tokens, tool_calls=self.tool_calls, time_s=max(0.0, time_s))
 
     @property
+    def begun(self) -> bool:
+        """Whether some replica has had it."""
+        return self.epoch > 0
+
+    @property
     def ended(self) -> bool:
         """Whether the run reached its terminal state."""
         return self.status in ENDED

@@ -78,6 +78,7 @@ _LEASE = _telling_whether_it_worked(
 _RECOVER = _telling_whether_it_worked(
     "UPDATE runs SET lease_until = 0, owner = NULL, lost = lost + WORKED WHERE owner = :owner"
 )
+_AT_RISK = _telling_whether_it_worked("SELECT WORKED AS worked FROM runs WHERE run_id = :run_id AND lost > 0")
 _AWAIT: Mapping[Awaited, str] = {
     "call": "UPDATE calls SET awaited = :epoch WHERE call_id = :id",
     "wait": "UPDATE waits SET awaited = :epoch WHERE wait_id = :id",
@@ -326,6 +327,11 @@ class Runs:
                 {"run_id": run_id},
             )
         )
+
+    async def at_risk(self, run_id: RunId) -> bool:
+        """Whether a run that lost processes is where it lost them: the death of its holder would count once more."""
+        rows = await self._db.read(_AT_RISK, {"run_id": run_id})
+        return bool(rows and rows[0]["worked"])
 
     async def unattended(self, quiet_s: float = 0.0, limit: int = 1000) -> Sequence[Run]:
         """Runs that need somebody: held by nobody alive, or ended and not announced; and accepted at least `quiet_s` seconds ago.

@@ -88,7 +88,9 @@ class Accepting:
         """The event that announces a run."""
         cancelled = run.cancelled_at is not None
         told = RunAccepted(
-            **run.model_dump(include={"run_id", "workflow", "tenant", "priority", "parent"}), cancelled=cancelled
+            **run.model_dump(include={"run_id", "workflow", "tenant", "priority", "parent"}),
+            cancelled=cancelled,
+            begun=run.begun,
         )
         return Envelope(told, f"{run.run_id}/{'cancelled' if cancelled else 'accepted'}", SOURCE, run.run_id)
 

@@ -32,6 +32,7 @@ from metier_workflows.checkpoint import JournalSaver
 from metier_workflows.run_desk import RunDesk
 from metier_workflows.segment import Parked, to_the_end, written
 from metier_workflows.spending import Spending
+from metier_workflows.suspects import LOST_AT_MOST, Suspects
 from metier_workflows.tenants import Tenants
 from metier_workflows.tracing import WINDOW_S, Tracing
 from metier_workflows.versions import Versions
@@ -39,8 +40,6 @@ from metier_workflows.workflow import Workflow, refuse_gone
 
 log = structlog.get_logger()
 
-LOST_AT_MOST = 5
-"""Processes that a run may take with it, one after the other, before it is ended."""
 FLUSH_S = 0.5
 """How long a segment that ends waits for what it told to go out; seconds."""
 
@@ -68,6 +67,7 @@ class Execution:
         self._wake = wake
         self._tenants = tenants or Tenants()
         self._tracing = Tracing(journal, trace_window_s)
+        self._suspects = Suspects(journal)
 
     async def run(
         self, run_id: RunId, desk: RunDesk, envelope: Envelope[Any], delivery: Delivery, at_most: int | None = None
@@ -78,13 +78,14 @@ class Execution:
         """
         run: Run | None = None
         try:
-            run = await self._lease(run_id, at_most)
-            if run is None:
-                return
-            failpoint("run.leased")
-            run = await self._tracing.resumed(run, envelope.data.TYPE)
-            desk.serve(run, Spending(self._journal, run, self._tenants.of(run.tenant).limits))
-            await self._told(run, desk, envelope, delivery)
+            async with self._suspects.leased(partial(self._lease, run_id, at_most)) as leased:
+                if leased is None:
+                    return
+                run = leased
+                failpoint("run.leased")
+                run = await self._tracing.resumed(run, envelope.data.TYPE)
+                desk.serve(run, Spending(self._journal, run, self._tenants.of(run.tenant).limits))
+                await self._told(run, desk, envelope, delivery)
         except FencedOff:
             metrics.add(metrics.FENCED)
             log.warning("run taken by another replica", action="fenced", run_id=run_id)

@@ -107,7 +107,7 @@ class Holdings:
             await work(None)
             return
         at_most = self._tenants.of(asked.tenant).runs
-        self._turns.wait(desk, asked.tenant, asked.priority)
+        self._turns.wait(desk, asked.tenant, asked.priority, begun=asked.begun)
         try:
             while not await self._turn(desk, work, at_most):
                 self._turns.refused(desk)

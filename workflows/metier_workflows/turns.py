@@ -26,6 +26,7 @@ K = TypeVar("K", bound=Hashable)
 class _Place(Generic[K]):
     """A run's place in its tenant's queue: the lower goes first. Its turns so far stand in for the time that it waits."""
 
+    fresh: bool
     rank: int
     number: int
     key: K = field(compare=False)
@@ -65,13 +66,13 @@ class Turns(Generic[K]):
         """How many tenants are remembered."""
         return len(self._queues)
 
-    def wait(self, key: K, tenant: str, priority: int) -> None:
-        """Queue it. Its `priority` is 0 to 9; of the same, the first goes first."""
+    def wait(self, key: K, tenant: str, priority: int, *, begun: bool = False) -> None:
+        """Queue it. Its `priority` is 0 to 9; of the same, the first goes first. What has `begun` had its turn before, and goes before all that has not."""
         if len(self._queues) >= REMEMBERED:
             self._queues = {name: one for name, one in self._queues.items() if one.waiting or one.under_way}
         queue = self._queues.setdefault(tenant, _Queue(self._clock))
         self._count += 1
-        place = _Place(queue.turns - AGEING * priority, self._count, key, tenant)
+        place = _Place(not begun, queue.turns - AGEING * priority, self._count, key, tenant)
         self._places[key] = place
         self._push(queue, place)
 

@@ -39,6 +39,8 @@ from metier_infra.service import PATIENT
 EVERY = tuple(name for names in ROLES.values() for name in names)
 BOUND = Bound(lease_s=LEASE_S, session_s=SESSION_S, step_s=REQUEST_S)
 REPOSITORY = Path(__file__).parents[3]
+OPEN_AT_MOST = 1000
+"""Runs that are open at one time: with more, a slow machine would let calls wait for longer than their deadline."""
 
 
 def silent(_: str) -> None:
@@ -192,13 +194,20 @@ class Scene:
     async def ask(self, requests: Sequence[Request]) -> None:
         """Publish the requests, each at its time, until it is acknowledged."""
         began = time.monotonic()
-        for request in requests:
+        for number, request in enumerate(requests):
             await asyncio.sleep(max(0.0, began + request.at_s - time.monotonic()))
+            await self._room(number)
             for _ in range(request.copies):
                 await persist("ask", partial(self._publish, request), PATIENT)
             if request.poison is not None:
                 bad = Record(REQUESTS, request.name.encode(), request.poison)
                 await persist("poison", partial(self.bus.publish, bad), PATIENT)
+
+    async def _room(self, asked: int) -> None:
+        """Wait until fewer than `OPEN_AT_MOST` of those that were asked for are open."""
+        while asked - self.ended >= OPEN_AT_MOST:
+            self.ended = await self._ended()
+            await asyncio.sleep(0.5)
 
     async def _publish(self, request: Request) -> object:
         value: dict[str, JsonValue] = {"key": request.name, "token": "", "told": []}
