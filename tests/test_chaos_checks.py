@@ -102,6 +102,12 @@ def test_what_may_happen_twice_is_not_held_against_anybody() -> None:
     assert checks.executions_per_effect(again) == 2.0
 
 
+def test_a_call_that_ended_before_it_could_ask_again_says_so_by_what_it_counts() -> None:
+    counted = [call("act"), {**call("say"), "tokens": 50}]
+
+    assert not checks.judge(replace(GOOD, bills=[*GOOD.bills, AGAIN], calls=counted), SOURCE)["spend_unaccounted"]
+
+
 def test_progress_that_a_former_holder_of_the_run_had_on_its_way_may_come_after_the_end() -> None:
     late = replace(GOOD, runs=row(epoch=2), events=[START, END, event("n", "node.ended")])
 

@@ -46,7 +46,7 @@ from metier_infra.journal import Journal
 from metier_infra.rows import Call
 from metier_infra.sqlite_journal import SqliteDatabase
 from metier_infra.testing import Crash, Dying
-from metier_infra.words import Answer, CallId, RunId, Task
+from metier_infra.words import Answer, CallId, RunId, Spent, Task
 from metier_tools.builtin import BUILTIN
 from metier_tools.grant import verify
 from metier_tools.tool import ToolCall, ToolResult, ToolSpec
@@ -64,6 +64,7 @@ class Bench:
     db: Dying
     journal: Journal
     lane: ScriptedLane = field(default_factory=lambda: ScriptedLane(lambda _: OK))
+    attempts: list[Attempt] = field(default_factory=list[Attempt])
 
     async def attempt(
         self, spec: AgentSpec, model: Model, deadline: float | None = None, need: Need | None = None
@@ -77,6 +78,7 @@ class Bench:
         call = await self.journal.calls.claim(CALL, "me")
         assert call is not None
         attempt = Attempt(call, spec, model, self.journal, self.hands, until, estimate=_always(need or Need(0)))
+        self.attempts.append(attempt)
         return await Loop(attempt).run()
 
     @property
@@ -365,6 +367,17 @@ async def test_a_request_that_takes_too_long_is_given_up_made_again_and_marked(b
     assert (found.text, model.slept) == ("5", 1)
     turn = next(message for message in await bench.messages() if isinstance(message, ModelTurn))
     assert turn.asked_again
+
+
+async def test_a_request_that_was_lost_counts_where_the_time_is_over_before_it_can_be_made_again(bench: Bench) -> None:
+    bench.db.writes, bench.db.at, bench.db.committed = -2, 1, False
+    with pytest.raises(Crash):
+        await bench.attempt(agent("autonomous"), ScriptedModel([says("5")]))
+
+    with pytest.raises(DeadlineMissed):
+        await bench.attempt(agent("autonomous"), ScriptedModel([]), time.time() - 1, Need(50, 0.01))
+
+    assert bench.attempts[-1].purse.took == Spent(usd=0.01, tokens=50)
 
 
 class Sleepy(ScriptedModel):

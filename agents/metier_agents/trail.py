@@ -97,7 +97,13 @@ class Trail:
                     attempt.purse.lose(need)
                     raise
 
-        turn = await until(attempt.deadline, f"a request to {attempt.model.name}", request)
+        lost = self.resumed
+        try:
+            turn = await until(attempt.deadline, f"a request to {attempt.model.name}", request)
+        except BaseException:
+            if lost:  # what the attempt before asked for may be billed, and no turn will say so
+                attempt.purse.lose(need)
+            raise
         failpoint("model.answered")
         again, self.resumed = self.resumed, False
         if turn.usage is None and need.tokens:

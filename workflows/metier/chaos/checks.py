@@ -195,12 +195,24 @@ def spend_unaccounted(found: Findings) -> Iterator[str]:
         billed, turns = len(found.bills.get(key, ())), found.turns.get(key, ())
         if billed < len(turns):
             yield f"{key}: {len(turns)} turns recorded, {billed} billed"
-        elif billed > len(turns) and not any(turn.get("asked_again") for turn in turns):
+        elif billed > len(turns) and not _marked(found, key):
             yield f"{key}: {billed} billed, {len(turns)} turns recorded and none marked as asked again"
     for run_id, request in found.names.items():
         row = found.rows.get(run_id)
         if row is not None and row["status"] == "succeeded":
             yield from _sum(found, request.name, float(row["cost_usd"]))
+
+
+def _marked(found: Findings, key: str) -> bool:
+    """Whether a call says that more of it may be billed than has an answer: by a turn that was asked again, or, where no other turn came, by what it counts."""
+    turns = found.turns.get(key, ())
+    told = sum(_tokens(turn.get("usage")) for turn in turns)
+    counted = sum(int(row.get("tokens") or 0) for row in found.evidence.calls if found.keys[str(row["call_id"])] == key)
+    return any(turn.get("asked_again") for turn in turns) or counted > told
+
+
+def _tokens(usage: Mapping[str, int] | None) -> int:
+    return usage["input_tokens"] + usage["output_tokens"] if usage else 0
 
 
 def _sum(found: Findings, name: str, cost_usd: float) -> Iterator[str]:
