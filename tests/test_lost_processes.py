@@ -201,6 +201,13 @@ class Land:
         assert self.process is not None
         await self.process.die()
 
+    async def fall(self) -> None:
+        """One process after the other dies at the deadly node."""
+        for _ in range(LOST_AT_MOST):
+            await self.deadly()
+            await self.die()
+            await self.up()
+
     async def ask(self, name: str, key: str | None = None) -> RunId:
         event, key = RunRequested(workflow=name, input={"said": []}), key or name
         await self.bus.publish(encode(REQUESTS, Envelope(event, key, "/shop", key, traceparent=TRACE)))
@@ -249,10 +256,7 @@ async def test_a_run_that_takes_each_of_its_processes_with_it_ends_failed_and_th
     await land.first(tasks_topic("helper"), CallRequested, patient)
     deadly = await land.ask("deadly")
     # When one process after the other dies at it
-    for _ in range(LOST_AT_MOST):
-        await land.deadly()
-        await land.die()
-        await land.up()
+    await land.fall()
     # Then it ends, and says why and what to do
     ended = await land.first(EVENTS_TOPIC, RunFailed, deadly)
     assert isinstance(ended, RunFailed)
@@ -272,10 +276,7 @@ async def test_a_run_that_was_in_the_middle_of_something_each_time_is_not_taken_
     deadly = await land.ask("deadly")
     busy = [await land.ask("busy", f"busy{n}") for n in range(3)]
     # When the deadly one takes one process after the other with it
-    for _ in range(LOST_AT_MOST):
-        await land.deadly()
-        await land.die()
-        await land.up()
+    await land.fall()
     # Then it ends failed, and the others come to their end
     ended = await land.first(EVENTS_TOPIC, RunFailed, deadly)
     assert isinstance(ended, RunFailed)
