@@ -44,7 +44,8 @@ def with_gold(category: str, gold: str) -> RecordedQuery:
         ("math_word", "540.0", "540", True),
         ("math_word", "1200.0", "1,200", True),
         ("math_word", "540.0", "", False),
-        ("math_competition", "0.5", "1/2", False),
+        ("math_competition", "0.5", "1/2", True),
+        ("math_competition", "0.5", "1/3", False),
     ],
 )
 def test_what_counts_as_right(category: str, gold: str, answer: str, right: bool) -> None:
