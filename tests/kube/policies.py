@@ -217,6 +217,10 @@ def finite(documents: Sequence[Document]) -> Iterator[str]:
                 yield f"{name_of(one)}: restartPolicy is not Never, and the log of what failed is lost"
 
 
+THEIRS = "trust"
+"""The volume of the authorities that an operator has in a ConfigMap of their own."""
+
+
 def grounded(documents: Sequence[Document]) -> Iterator[str]:
     """What a pod names of this release is there: its account, its ConfigMaps; and when one changes, the pod is replaced."""
     there = {
@@ -227,7 +231,7 @@ def grounded(documents: Sequence[Document]) -> Iterator[str]:
         account = pod.spec.get("serviceAccountName")
         if account not in there["ServiceAccount"]:
             yield f"{pod.where}: there is no ServiceAccount {account}"
-        maps = {one["configMap"]["name"] for one in pod.volumes if "configMap" in one}
+        maps = {one["configMap"]["name"] for one in pod.volumes if "configMap" in one and one["name"] != THEIRS}
         maps |= {
             source["configMapRef"]["name"]
             for one in pod.containers()
