@@ -1,19 +1,18 @@
 """Postgres as the journal's database, through psycopg 3. `compose` opens it; nothing else names it.
 
-Writes go through `grouped`: those that are wanted at the same time are sent as one pipeline and committed once, in one round trip.
+Writes go through `grouped`: those that are wanted at the same time are sent as one pipeline and committed once, in one round trip
+(`postgres_pipeline`), over a connection that does nothing else. Reads have a pool.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context
-from functools import lru_cache
 from typing import Any, cast
 
-from psycopg import AsyncConnection, AsyncCursor, OperationalError, errors
+from psycopg import AsyncConnection, OperationalError, errors
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -21,17 +20,13 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from metier_infra.database import Params, Row, Statement
 from metier_infra.errors import BadSettings, FencedOff, JournalGone, SchemaBehind
 from metier_infra.grouped import Grouped
+from metier_infra.postgres_pipeline import Pipeline, named
 
-_PARAMETER = re.compile(r":([a-z_][a-z_0-9]*)")
-_CLOCK = "extract(epoch FROM clock_timestamp())::double precision"
-_INSISTING = (
-    "WITH touched AS (SQL) SELECT touched.* FROM (SELECT 1 / count(*) AS share FROM touched) AS must"
-    " LEFT JOIN touched ON must.share >= 0"
-)
+CONNECT_S = 5
 
 
 class PostgresDatabase:
-    """See `metier_infra.database.Database`. `open` before use; `size` is the most connections it holds.
+    """See `metier_infra.database.Database`. `open` before use; `size` is the most connections it holds, one to write and one to read at the least.
 
     What finds all of them in use waits for one, up to `busy_s`; each `patience_s` that it waits, a connection of its own asks, for all
     that wait, whether the database is there at all.
@@ -49,12 +44,13 @@ class PostgresDatabase:
         self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
             url,
             min_size=1,
-            max_size=size,
+            max_size=max(1, size - 1),
             open=False,
             reconnect_timeout=5.0,
-            kwargs={"autocommit": True, "row_factory": dict_row, "connect_timeout": 5},
+            kwargs={"autocommit": True, "row_factory": dict_row, "connect_timeout": CONNECT_S},
         )
         self._writes = Grouped(self._together, self._alone, JournalGone)
+        self._writer: Pipeline | None = None
         self._busy_s = busy_s
         self._patience_s = patience_s
         self._look: asyncio.Task[Exception | None] | None = None
@@ -69,7 +65,7 @@ class PostgresDatabase:
     async def _asked(self) -> Exception | None:
         """What is wrong with the database, if anything: asked by a connection of its own."""
         try:
-            await (await AsyncConnection.connect(self._url, connect_timeout=5)).close()
+            await (await AsyncConnection.connect(self._url, connect_timeout=CONNECT_S)).close()
         except OperationalError as error:
             return error
         return None
@@ -99,7 +95,7 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncGenerator[AsyncConnection[DictRow]]:
-        try:
+        with self._told():
             connection = await self._taken()
             try:
                 async with connection:
@@ -109,6 +105,12 @@ class PostgresDatabase:
                 raise
             finally:
                 await self._pool.putconn(connection)
+
+    @contextmanager
+    def _told(self) -> Generator[None]:
+        """What psycopg raises, as ours."""
+        try:
+            yield
         except errors.UndefinedTable as error:
             raise SchemaBehind(f"the journal at {self._place} is empty: run `metier migrate`") from error
         except (OperationalError, errors.AdminShutdown, errors.InFailedSqlTransaction) as error:
@@ -123,7 +125,7 @@ class PostgresDatabase:
     async def read(self, sql: str, params: Params | None = None) -> Sequence[Row]:
         """See `Database.read`."""
         async with self._connection() as connection:
-            cursor = await connection.execute(_translate(sql), params)
+            cursor = await connection.execute(named(sql), params)
             return await cursor.fetchall()
 
     async def write(self, *statements: Statement) -> Sequence[Sequence[Row]]:
@@ -132,18 +134,20 @@ class PostgresDatabase:
 
     async def _together(self, writes: Sequence[Sequence[Statement]]) -> Sequence[Sequence[Sequence[Row]]]:
         """One pipeline, which Postgres takes for one transaction. A `must` that touches no row breaks it on the server, so that nothing waits for a look at it."""
-        if len(writes) == 1 and len(writes[0]) == 1:
-            return [await self._alone(writes[0])]
-        async with self._connection() as connection:
+        with self._told():
+            writer, self._writer = self._writer or await self._connected(), None
             try:
-                async with connection.pipeline():
-                    sent = [[await _send(connection, statement) for statement in write] for write in writes]
-            except Exception as error:
-                await connection.close()  # psycopg counts as prepared what the server skipped after the error
+                rows = iter(await writer.run([statement for write in writes for statement in write]))
+            except BaseException as error:
+                await writer.close()
                 if isinstance(error, errors.DivisionByZero | errors.DeadlockDetected):
                     raise FencedOff("a write of this group cannot be done with the others") from error
                 raise
-            return [[await _rows(cursor) for cursor in cursors] for cursors in sent]
+            self._writer = writer
+            return [[next(rows) for _ in write] for write in writes]
+
+    async def _connected(self) -> Pipeline:
+        return Pipeline(await AsyncConnection.connect(self._url, autocommit=True, connect_timeout=CONNECT_S))
 
     async def _alone(self, statements: Sequence[Statement]) -> Sequence[Sequence[Row]]:
         """One statement is its own transaction."""
@@ -156,36 +160,16 @@ class PostgresDatabase:
     async def close(self) -> None:
         """Close the pool, after the writes that are under way."""
         await self._writes.end()
+        if self._writer is not None:
+            await self._writer.close()
         if self._look is not None:
             self._look.cancel()
         await self._pool.close()
 
 
 async def _run(connection: AsyncConnection[Any], statement: Statement) -> Sequence[Row]:
-    cursor = await connection.execute(_translate(statement.sql), statement.params)
+    cursor = await connection.execute(named(statement.sql), statement.params)
     if statement.must and cursor.rowcount < 1:
         raise FencedOff("this process no longer owns the run")
-    return await _rows(cursor)
-
-
-async def _rows(cursor: AsyncCursor[Any]) -> Sequence[Row]:
     found = cursor.pgresult
     return cast("Sequence[Row]", await cursor.fetchall()) if found is not None and found.nfields else []
-
-
-async def _send(connection: AsyncConnection[Any], statement: Statement) -> AsyncCursor[Any]:
-    sql = _translate(_insisting(statement.sql) if statement.must else statement.sql)
-    return await connection.execute(sql, statement.params)
-
-
-@lru_cache(maxsize=128)
-def _insisting(sql: str) -> str:
-    """The same, except that it divides by zero, which ends the transaction, where it would touch no row."""
-    return _INSISTING.replace("SQL", sql if " RETURNING " in sql else f"{sql} RETURNING 1 AS one")
-
-
-@lru_cache(maxsize=512)
-def _translate(sql: str) -> bytes:
-    """`:name` to psycopg's `%(name)s`. The statements are this project's own constants: nothing of a user is ever part of them."""
-    named: str = _PARAMETER.sub(lambda match: _CLOCK if match[1] == "now" else f"%({match[1]})s", sql)
-    return named.encode()

@@ -84,6 +84,7 @@ class JournalSaver(BaseCheckpointSaver[str]):
         self._db = db
         self._epoch = epoch
         self._early: list[Early] = []
+        self._begun: list[CheckpointTuple | None] = []
         self._storing = asyncio.Lock()
 
     def get_next_version(self, current: str | None, channel: None) -> str:
@@ -172,9 +173,17 @@ class JournalSaver(BaseCheckpointSaver[str]):
         kind, body = self.serde.dumps_typed(value)
         return {"channel": channel, "kind": kind, "body": body}
 
+    async def begin(self, config: RunnableConfig, *, new: bool) -> CheckpointTuple | None:
+        """Where the run stands: its newest checkpoint; None for a `new` one, which has none. LangGraph asks for it once more when it starts, and is given this."""
+        begun = None if new else await self.aget_tuple(config)
+        self._begun = [begun]
+        return begun
+
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that `config` names, or the newest of its run and namespace."""
         place = _place(config)
+        if self._begun and not place["ns"] and get_checkpoint_id(config) is None:
+            return self._begun.pop()
         rows = await self._db.read(
             "SELECT * FROM checkpoints WHERE run_id = :run_id AND ns = :ns AND (:id = '' OR checkpoint_id = :id)"
             " ORDER BY checkpoint_id DESC LIMIT 1",

@@ -191,7 +191,7 @@ class Execution:
         saver = JournalSaver(self._journal.db, run.epoch)
         config: RunnableConfig = {"configurable": {"thread_id": run.run_id}}
         graph = workflow.compiled.copy({"checkpointer": saver})
-        begun = await saver.aget_tuple(config) if run.epoch > 1 or run.origin else None
+        begun = await saver.begin(config, new=run.epoch == 1 and run.origin is None)
         if begun is not None:
             refuse_gone(graph, begun)
         with node.at(desk):
