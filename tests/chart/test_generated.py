@@ -17,9 +17,7 @@ from .kit import CHART, tools
 OPEN = {
     "global": True,
     "agentDefaults.file": True,
-    "podDefaults.affinity": True,
     "test.input": True,
-    "commandResources": True,
 }
 """Levels of others: an agent's file, what Kubernetes defines, a workflow's input."""
 

@@ -86,8 +86,12 @@ def test_dashboards_need_no_operator() -> None:
         ("metrics.podMonitor.intervall=1m", "intervall"),
         ("metrics.podMonitor.interval=often", "interval"),
         ("metrics.prometheusRule.runbooks=https://example.com/without-a-slash", "runbooks"),
+        (
+            "metrics.podMonitor.enabled=true,metrics.podMonitor.interval=1m,metrics.podMonitor.scrapeTimeout=61s",
+            "metrics.podMonitor.scrapeTimeout is 61s, longer than interval=1m. Set scrapeTimeout to at most that",
+        ),
     ],
-    ids=["both", "misspelt", "interval", "runbooks"],
+    ids=["both", "misspelt", "interval", "runbooks", "patience"],
 )
 def test_values_that_make_no_sense_are_refused(words: str, sentence: str) -> None:
     done = template("minimal", "--set", words)

@@ -83,9 +83,9 @@ def each_rendered(minor: str, helm: str = "helm") -> Sequence[str]:
 
 
 @cache
-def every_document(minor: str = MINORS[-1]) -> Sequence[Document]:
+def every_document() -> Sequence[Document]:
     """Return what the chart renders for any of its values, the same only once."""
-    return list({json.dumps(one): one for text in each_rendered(minor) for one in read(text)}.values())
+    return list({json.dumps(one): one for text in each_rendered(MINORS[-1]) for one in read(text)}.values())
 
 
 def read_values(values: Path) -> dict[str, Any]:

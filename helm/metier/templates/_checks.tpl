@@ -1,5 +1,6 @@
 {{/* Values that no release can be made of: each is refused with what to set. `checks.yaml` asks for all of them. */}}
 {{- define "metier.checks" -}}
+{{- include "metier.checkShape" . -}}
 {{- if .Values.api.enabled }}{{ fail "api.enabled: there is no `metier api` yet. Leave it false" }}{{ end -}}
 {{- include "metier.checkAgents" . -}}
 {{- include "metier.checkReplicas" (dict "path" "orchestrator.replicas" "count" .Values.orchestrator.replicas "most" .Values.topics.partitions) -}}
@@ -9,6 +10,9 @@
 {{- include "metier.checkEngine" . -}}
 {{- include "metier.checkHooks" . -}}
 {{- include "metier.checkVariables" . -}}
+{{- include "metier.checkLabels" . -}}
+{{- include "metier.checkFiles" . -}}
+{{- include "metier.checkLists" . -}}
 {{- end }}
 
 {{- define "metier.checkAgents" -}}
@@ -37,6 +41,12 @@
 {{- if and $mapped (hasKey (get .root.Values.agents .name) "file") -}}
   {{- fail (printf "%s.file and agentFiles.existingConfigMap are both set: the files are in the ConfigMap then. Remove one of them" $path) -}}
 {{- end -}}
+{{- $own := get (get .root.Values.agents .name) "file" | default dict -}}
+{{- range $field, $is := dict "name" .name "model" .agent.model -}}
+  {{- if and (hasKey $own $field) (ne (get $own $field | toString) $is) -}}
+    {{- fail (printf "%s.file.%s is %q, and the chart writes %q there. Leave it out of the file" $path $field (get $own $field | toString) $is) -}}
+  {{- end -}}
+{{- end -}}
 {{- include "metier.checkScaling" (dict "root" .root "settings" .agent "path" $path "most" .root.Values.topics.partitions) -}}
 {{- end }}
 
@@ -56,6 +66,9 @@
   {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
     {{- fail (printf "%s.autoscaling.minReplicas is %d, more than maxReplicas=%d. Set minReplicas to at most that" .path (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
   {{- end -}}
+{{- end -}}
+{{- if and (eq $scaling.type "keda") (gt (int $scaling.fallbackReplicas) (int $scaling.maxReplicas)) -}}
+  {{- fail (printf "%s.autoscaling.fallbackReplicas is %d, more than maxReplicas=%d. Set fallbackReplicas to at most that" .path (int $scaling.fallbackReplicas) (int $scaling.maxReplicas)) -}}
 {{- end -}}
 {{- if and (eq $scaling.type "hpa") (not (dig "requests" "cpu" "" .settings.resources)) -}}
   {{- fail (printf "%s.autoscaling.type is hpa, which follows the share of the requested processor. Set %s.resources.requests.cpu" .path .path) -}}
@@ -83,15 +96,26 @@
 {{- if and .Values.postgres.bundled.enabled .Values.postgres.external.tls.caSecret -}}
   {{- fail "postgres.external.tls.caSecret is for a server of yours, and postgres.bundled.enabled is true, which speaks no TLS. Remove one of them" -}}
 {{- end -}}
+{{- if and .Values.redis.bundled.enabled .Values.redis.external.keda.address -}}
+  {{- fail "redis.external.keda.address is for a server of yours, and redis.bundled.enabled is true, which KEDA finds by itself. Remove one of them" -}}
+{{- end -}}
 {{- if not (or .Values.grantKey.existingSecret .Values.grantKey.value) -}}
   {{- fail "grantKey: agents and tool runners share none. Set grantKey.existingSecret to a Secret with any long random text under the key grantKey.key" -}}
 {{- end -}}
 {{- if and .Values.grantKey.existingSecret .Values.grantKey.value -}}
   {{- fail "grantKey.existingSecret and grantKey.value are both set. Remove one of them" -}}
 {{- end -}}
+{{- with .Values.redis.external.keda.address -}}
+  {{- if not (include "metier.isAddress" .) }}{{ fail (printf "redis.external.keda.address is %q. Set it to host:port, without a scheme" .) }}{{ end -}}
+{{- end -}}
 {{- if and (eq .Values.toolRunner.autoscaling.type "keda") (not (or .Values.redis.bundled.enabled .Values.redis.external.keda.address)) -}}
   {{- fail "toolRunner.autoscaling.type is keda, and KEDA is not told where Redis is. Set redis.external.keda.address to host:port" -}}
 {{- end -}}
+{{- end }}
+
+{{/* Whether a text is host:port, the host a name, an IPv4 address or an IPv6 address in brackets: "true" or nothing. */}}
+{{- define "metier.isAddress" -}}
+{{- if and (regexMatch `^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\]):[1-9][0-9]{0,4}$` .) (le (splitList ":" . | last | int) 65535) }}true{{ end -}}
 {{- end }}
 
 {{- define "metier.oneOf" -}}
@@ -105,6 +129,11 @@
 
 {{- define "metier.checkKafka" -}}
 {{- $external := .Values.kafka.external -}}
+{{- range $broker := ternary (list) (splitList "," $external.bootstrap) (empty $external.bootstrap) -}}
+  {{- if not (include "metier.isAddress" $broker) -}}
+    {{- fail (printf "kafka.external.bootstrap: %q is no address of a broker. Set it to host:port, without a scheme, and more of them with a comma between" $broker) -}}
+  {{- end -}}
+{{- end -}}
 {{- if and (hasPrefix "SASL" $external.securityProtocol) (not $external.existingSecret) -}}
   {{- fail (printf "kafka.external.securityProtocol is %s, and there are no credentials. Set kafka.external.existingSecret to a Secret with a user's name and password" $external.securityProtocol) -}}
 {{- end -}}
@@ -117,6 +146,9 @@
 {{- end -}}
 {{- $known := list "orchestrator" "topics" "operator" "scaler" -}}
 {{- range $name := keys .Values.agents }}{{ $known = append $known (printf "agent-%s" $name) }}{{ end -}}
+{{- if and $external.users (not (or (hasPrefix "SASL" $external.securityProtocol) $external.tls.clientSecret)) -}}
+  {{- fail (printf "kafka.external.users is set, and kafka.external.securityProtocol is %s, where nobody shows who they are. Set it to SASL_SSL, or kafka.external.tls.clientSecret" $external.securityProtocol) -}}
+{{- end -}}
 {{- range $user := keys $external.users | sortAlpha -}}
   {{- if not (has $user $known) -}}
     {{- fail (printf "kafka.external.users.%s: nobody comes to Kafka as that. Set one of %s" $user ($known | sortAlpha | join ", ")) -}}
@@ -129,6 +161,10 @@
 
 {{- define "metier.checkEngine" -}}
 {{- $engine := .Values.toolRunner.engine -}}
+{{- $sandbox := .Values.toolRunner.sandbox -}}
+{{- if gt (int $sandbox.pool) (int $sandbox.limit) -}}
+  {{- fail (printf "toolRunner.sandbox.pool is %d, more than toolRunner.sandbox.limit=%d lets there be. Set pool to at most that" (int $sandbox.pool) (int $sandbox.limit)) -}}
+{{- end -}}
 {{- if and (eq $engine.mode "dind") (not $engine.acknowledgePrivileged) -}}
   {{- fail "toolRunner.engine.mode is dind: its container is privileged, so whoever leaves a sandbox is root on the node. Set toolRunner.engine.acknowledgePrivileged=true if that is meant, on nodes of their own; or mode remote" -}}
 {{- end -}}
@@ -136,23 +172,18 @@
   {{- if not $engine.remote.host -}}
     {{- fail "toolRunner.engine.remote.host: which engine runs the sandboxes? Set it to tcp://host:2376 or ssh://user@host, of an engine that nothing else uses" -}}
   {{- end -}}
+  {{- $host := $engine.remote.host | trimPrefix "tcp://" -}}
+  {{- if and (hasPrefix "tcp://" $engine.remote.host) (not (include "metier.isAddress" $host)) -}}
+    {{- fail (printf "toolRunner.engine.remote.host is %q, which names no host and port. Set it to tcp://host:2376" $engine.remote.host) -}}
+  {{- end -}}
+  {{- if and (hasPrefix "ssh://" $engine.remote.host) (not (regexMatch "^ssh://[^@/:[:space:]]+@[^@/[:space:]]+(/[^[:space:]]*)?$" $engine.remote.host)) -}}
+    {{- fail (printf "toolRunner.engine.remote.host is %q, which names no user and host. Set it to ssh://user@host" $engine.remote.host) -}}
+  {{- end -}}
   {{- if not $engine.remote.existingSecret -}}
     {{- fail "toolRunner.engine.remote.existingSecret: an engine is reached over TLS or SSH alone. Set it to a Secret with ca.pem, cert.pem and key.pem, or with the SSH key and known_hosts" -}}
   {{- end -}}
 {{- else if $engine.remote.host -}}
   {{- fail (printf "toolRunner.engine.mode is %s, and toolRunner.engine.remote.host is set. Keep the one that is meant" $engine.mode) -}}
-{{- end -}}
-{{- end }}
-
-{{/* Variables that other parts of a pod must agree with are not to be set by themselves. */}}
-{{- define "metier.checkVariables" -}}
-{{- $given := dict "env" .Values.env "agentDefaults.env" .Values.agentDefaults.env "orchestrator.env" .Values.orchestrator.env "toolRunner.env" .Values.toolRunner.env -}}
-{{- range $name, $agent := .Values.agents -}}{{- $_ := set $given (printf "agents.%s.env" $name) (default dict $agent.env) -}}{{- end -}}
-{{- $instead := dict "METIER_DRAIN_S" "Set longestCallSeconds, which the grace of the pods follows" "METIER_HTTP_PORT" "Leave it out: probes and monitors come to 8080" "METIER_HTTP_HOST" "Leave it out: probes come from the node" -}}
-{{- range $path, $variables := $given -}}
-  {{- range $variable, $sentence := $instead -}}
-    {{- if hasKey $variables $variable -}}{{- fail (printf "%s.%s is the chart's own. %s" $path $variable $sentence) -}}{{- end -}}
-  {{- end -}}
 {{- end -}}
 {{- end }}
 
