@@ -503,6 +503,26 @@ async def test_forged_and_unknown_decisions_lie_in_the_dead_letters_with_their_r
     assert house.made == []
 
 
+async def test_a_decision_for_another_tenant_decides_nothing_and_one_for_its_own_does(house: House) -> None:
+    async with house.worker(), house.orchestrator():
+        run_id = await house.request()
+        (asked,) = await house.parked(run_id)
+        await house.decide(asked, tenant="bank")
+
+        async def buried() -> list[Delivery] | None:
+            return await house.all_of(DEAD_LETTERS) or None
+
+        (dead,) = await until(buried)
+        told = dict(dead.headers)
+        assert told["metier-dead-reason"] == b"unknown_approval"
+        assert b"of the tenant 'bank'" in told["metier-dead-message"]
+        assert (await house.run(run_id)).status == "parked"
+        assert house.made == []
+        await house.decide(asked, tenant="default")
+        await house.ended(run_id)
+        assert len(house.made) == 1
+
+
 async def test_time_stands_still_while_a_call_waits(house: House) -> None:
     async with house.worker(), house.orchestrator():
         run_id = await house.request()

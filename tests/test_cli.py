@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import typer
@@ -13,7 +16,7 @@ from typer.testing import CliRunner
 from metier import cli
 from metier.cli import app
 from metier.terminal import shown_json
-from metier_infra.errors import BadSettings, MissingRun
+from metier_infra.errors import BadSettings, MissingRun, SchemaBehind
 
 ROOT = typer.main.get_command(app)
 
@@ -91,3 +94,18 @@ def test_all_commands_of_the_roles_and_the_users_are_there() -> None:
     users = {"publish", "runs list", "runs show", "runs watch", "trace", "version", "demo"}
     tools = {"tools list", "tools approve", "tools exec", "tools selftest"}
     assert roles | users | tools | {"bench orchestrator", "bench sandbox"} <= names
+
+
+@pytest.mark.parametrize("words", [(), ("--check",)], ids=["migrate", "check"])
+def test_a_journal_of_a_newer_version_is_not_called_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METIER_SQLITE_PATH", str(tmp_path / "journal.db"))
+    monkeypatch.delenv("METIER_KAFKA_BOOTSTRAP", raising=False)
+    assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
+        connection.execute("INSERT INTO metier_schema (version, at) VALUES (9999, 0)")
+    error = CliRunner().invoke(app, ["migrate", *words]).exception
+    assert isinstance(error, SchemaBehind)
+    assert "deploy a newer Métier" in str(error)

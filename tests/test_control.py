@@ -555,11 +555,12 @@ async def cancelled(journal: Journal, run_id: RunId) -> bool:
     return call.cancelled is not None
 
 
-async def end(journal: Journal, run_id: RunId) -> Run:
-    """Its graph returns."""
+async def end(journal: Journal, run_id: RunId, failure: Failure | None = None) -> Run:
+    """Its graph returns, or fails."""
     held = await journal.runs.lease(run_id, "somebody")
     assert held is not None
-    return await journal.runs.finish(run_id, held.epoch, result={"said": ["x"]})
+    result: dict[str, object] | None = None if failure else {"said": ["x"]}
+    return await journal.runs.finish(run_id, held.epoch, result=result, failure=failure)
 
 
 async def test_a_run_that_succeeded_before_the_cancel_stays_as_it_is_with_its_calls(journal: Journal) -> None:
@@ -680,6 +681,40 @@ async def test_what_cannot_be_done_is_rejected_with_a_reason_and_starts_nothing(
     assert (told.failure.code, told.run_id) == (code, event.run_id)
     assert await house.journal.runs.get(stable_id("run", "/shop", "asked")) is None
     assert (await found(house.journal, S)).cancelled_at is None
+
+
+@pytest.mark.parametrize(
+    "kind", [CancelRequested, RetryRequested, RedriveRequested, Signalled], ids=lambda one: one.TYPE
+)
+async def test_where_a_tenant_is_named_the_run_of_another_is_as_if_it_were_not_there(
+    house: House, kind: type[CancelRequested | RetryRequested | RedriveRequested | Signalled]
+) -> None:
+    # Given a run of one tenant that goes on, or has failed
+    await house.journal.runs.accept(a_run(R, tenant="shop"))
+    if kind in {RetryRequested, RedriveRequested}:
+        await end(house.journal, R, failure=Failure(code="bad_input", message="?"))
+    else:
+        await house.journal.runs.lease(R, "somebody")
+    await house.replica()
+    more = {"name": "word"} if kind is Signalled else {}
+    # When somebody asks for it as another tenant
+    await house.publish(kind.model_validate({"run_id": R, "by": "bob", "tenant": "bank", **more}), "stranger", R)
+    # Then there is no such run, and nothing is done
+    told = await house.rejected("stranger")
+    assert told.failure.code == "unknown_run"
+    assert told.failure.message == f"no run {R!r} was ever accepted for the tenant 'bank'"
+    assert (await found(house.journal, R)).cancelled_at is None
+    assert await house.journal.signals.of_run(R) == []
+    assert await house.journal.runs.get(stable_id("run", "/shop", "stranger")) is None
+    # And the tenant itself may
+    await house.publish(kind.model_validate({"run_id": R, "by": "ann", "tenant": "shop", **more}), "owner", R)
+
+    async def taken() -> bool:
+        run = await found(house.journal, R)
+        again = await house.journal.runs.get(stable_id("run", "/shop", "owner"))
+        return run.cancelled_at is not None or again is not None or bool(await house.journal.signals.of_run(R))
+
+    await until(taken, "what its own tenant asked")
 
 
 async def test_a_retry_asks_for_the_same_as_a_new_run_and_a_duplicate_starts_nothing(house: House) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -28,10 +29,11 @@ from metier_infra.rows import Call, Run
 from metier_infra.service import Ready
 from metier_infra.testing import Process
 from metier_infra.words import AgentCard, CallId, RunId, Task, stable_id
+from metier_workflows import suspects
 from metier_workflows.checkpoint import JournalSaver
 from metier_workflows.node import agent
 from metier_workflows.orchestrator import Orchestrator
-from metier_workflows.suspects import LOST_AT_MOST
+from metier_workflows.suspects import LOST_AT_MOST, SUSPECTED, Suspects
 from metier_workflows.workflow import Workflows, workflow
 
 HUNG = 60
@@ -285,3 +287,32 @@ async def test_a_run_that_was_in_the_middle_of_something_each_time_is_not_taken_
         done = await land.first(EVENTS_TOPIC, RunSucceeded, run_id)
         assert isinstance(done, RunSucceeded)
         assert done.result["said"] == ["done"]
+
+
+async def suspected(journal: Journal, event: str) -> Run:
+    """A run that processes died of, or beside, in the middle of something."""
+    held = await leased(journal, event)
+    for _ in range(SUSPECTED):
+        await journal.runs.give_back(held.run_id, held.epoch, broke=True)
+        taken = await journal.runs.lease(held.run_id, "one")
+        assert taken is not None
+        held = taken
+    await journal.runs.give_back(held.run_id, held.epoch)
+    return held
+
+
+async def test_beside_a_suspect_that_never_gets_past_its_place_the_next_one_has_its_turn_after_a_while(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suspects, "APART_S", 0.2)
+    turns = Suspects(journal)
+    stuck, patient = [(await suspected(journal, event)).run_id for event in ("stuck", "patient")]
+    # Given a suspect that has its turn, and stays where it was lost
+    async with turns.leased(partial(journal.runs.lease, stuck, "one")) as first:
+        assert first is not None
+        # When another one wants its turn, then it has it once the first had its time
+        async with asyncio.timeout(HUNG), turns.leased(partial(journal.runs.lease, patient, "one")) as second:
+            assert second is not None
+            assert second.run_id == patient
+            assert await journal.runs.at_risk(stuck)
+            assert await journal.runs.at_risk(patient)

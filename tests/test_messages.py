@@ -210,6 +210,32 @@ def test_data_that_does_not_fit_is_undecodable_and_the_sentence_names_the_field(
         decode(delivered(replace(record, value=b'{"run_id": "r"}')))
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ce_time": b"yesterday"}, "ce_time is 'yesterday', not a time of RFC 3339"),
+        ({"ce_time": b"2016-12-31T23:59:60Z"}, "ce_time is '2016-12-31T23:59:60Z', not a time of RFC 3339"),
+        ({"x-trail": b"\xff"}, "the header x-trail is not UTF-8"),
+        ({"ce_id": b"\xff"}, "the header ce_id is not UTF-8"),
+        ({"ce_type": b""}, "type: "),
+    ],
+)
+def test_what_is_wrong_with_a_context_is_said_with_the_header_that_it_is_in(
+    change: dict[str, bytes], says: str
+) -> None:
+    record = encode("metier.requests", enveloped(RunRequested(workflow="w", input={})))
+    headers = tuple({**dict(record.headers), **change}.items())
+    with pytest.raises(Undecodable, match=r"^not a CloudEvent in Kafka binary mode: ") as raised:
+        decode(Delivery("t", 0, 0, None, record.value, headers))
+    assert says in str(raised.value)
+
+
+def test_who_sends_in_structured_mode_is_told_that_it_is_not_read() -> None:
+    headers = (("content-type", b"application/cloudevents+json; charset=UTF-8"),)
+    with pytest.raises(Undecodable, match="structured mode is not read"):
+        decode(Delivery("t", 0, 0, None, b'{"specversion": "1.0"}', headers))
+
+
 def test_another_systems_event_is_unknown_not_undecodable() -> None:
     record = encode("t", enveloped(SAMPLES[1]))
     headers = tuple((name, b"com.shop.sold" if name == "ce_type" else value) for name, value in record.headers)

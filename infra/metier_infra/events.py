@@ -153,6 +153,7 @@ class ApprovalDecided(Event):
     """A person, or a program for them, decides about a tool call that waits. The first decision in time counts.
 
     With `arguments`, the call is granted with these in place of those that were shown; they are judged as the agent's own.
+    With `tenant`, it counts only where the run is of that tenant.
     """
 
     TYPE: ClassVar[str] = "io.metier.approval.decided.v1"
@@ -163,6 +164,7 @@ class ApprovalDecided(Event):
     by: Name
     note: Remark = ""
     arguments: dict[str, JsonValue] | None = None
+    tenant: Name | None = None
 
 
 class ApprovalSettled(Event):
@@ -247,13 +249,17 @@ class RouterMoved(Event):
 
 
 class CancelRequested(Event):
-    """A person or a program gives a run up: what works for it is ended, what has not started never starts. A run that ended stays as it is."""
+    """A person or a program gives a run up: what works for it is ended, what has not started never starts. A run that ended stays as it is.
+
+    With `tenant`, here and in all that is asked of a run, it is done only where the run is of that tenant: for any other there is no such run.
+    """
 
     TYPE: ClassVar[str] = "io.metier.run.cancel.v1"
     TOPIC: ClassVar[str] = REQUESTS
     run_id: Name
     by: Name
     note: Remark = ""
+    tenant: Name | None = None
 
 
 class RetryRequested(Event):
@@ -264,6 +270,7 @@ class RetryRequested(Event):
     run_id: Name
     by: Name
     note: Remark = ""
+    tenant: Name | None = None
 
 
 class RedriveRequested(Event):
@@ -274,6 +281,7 @@ class RedriveRequested(Event):
     run_id: Name
     by: Name
     note: Remark = ""
+    tenant: Name | None = None
 
 
 class Signalled(Event):
@@ -285,6 +293,7 @@ class Signalled(Event):
     name: Name
     data: JsonValue = None
     by: Name = "unknown"
+    tenant: Name | None = None
 
 
 class RequestRejected(Event):

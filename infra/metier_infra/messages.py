@@ -167,11 +167,25 @@ def _finite(data: object) -> bool:
 
 def _cloud_event(headers: dict[str, bytes]) -> BaseCloudEvent:
     if "ce_id" not in headers:  # the library would make one up, and another each time that the record is read
-        raise Undecodable("not a CloudEvent in Kafka binary mode: it has no ce_id")
+        structured = headers.get("content-type", b"").lower().startswith(b"application/cloudevents")
+        hint = "; structured mode is not read: put the context into headers, and the data alone into the value"
+        raise Undecodable(f"not a CloudEvent in Kafka binary mode: it has no ce_id{hint if structured else ''}")
     try:
         return from_binary_event(KafkaMessage(headers, None, b""))
     except Exception as error:  # the library raises many kinds on hostile bytes; all of them mean the same
-        raise Undecodable(f"not a CloudEvent in Kafka binary mode: {_short(error)}") from error
+        raise Undecodable(f"not a CloudEvent in Kafka binary mode: {_why(headers, error)}") from error
+
+
+def _why(headers: dict[str, bytes], error: Exception) -> str:
+    """What the library finds wrong, with the header where it does not name one."""
+    for name, value in headers.items():
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            return f"the header {name[:50]} is not UTF-8"
+    if isinstance(error, ValueError) and "ce_time" in headers:
+        return f"ce_time is {headers['ce_time'][:50].decode()!r}, not a time of RFC 3339: {_short(error)}"
+    return _short(error)
 
 
 def _short(error: Exception) -> str:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from kafka import ConsumerRecord
 
 log = logging.getLogger(__name__)
+BUSY = 6
+"""So many containers work when one of them is cancelled, on a machine of two processors or so."""
+GRINDING = "301"
+"""What their programs are known by."""
 HANG_S = 30.0
 """Without a cancel, the model and the tool of these tests take far longer."""
 
@@ -79,7 +83,7 @@ def ask(name):
         return {"text": (await agent(name).ask(state["text"])).text}
     return node
 
-for name in ("thinker", "digger"):
+for name in ("thinker", "digger", "grinder"):
     @workflow(name)
     def made(name=name):
         graph = StateGraph(State)
@@ -93,7 +97,7 @@ for name in ("thinker", "digger"):
 
 @pytest.fixture(scope="module")
 def up(services: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory, silent: Silent) -> Generator[Fleet]:
-    """`thinker` asks a model that never answers, `digger` runs a program that never ends."""
+    """`thinker` asks a model that never answers, `digger` runs a program that never ends, `grinder` one that takes all the time of its processor."""
     folder = tmp_path_factory.mktemp("fleet")
     (folder / "graphs.py").write_text(GRAPHS)
     agents, script = folder / "agents", folder / "digger.script.yaml"
@@ -106,6 +110,14 @@ def up(services: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory, si
     )
     (agents / "digger.yaml").write_text(
         f"name: digger\ndescription: digs\nmodel: scripted:{script}\npolicy: {{kind: collaborative}}\ntools: [{{name: dig}}]\n"
+    )
+    (folder / "grinder.script.yaml").write_text("- uses: [{id: u1, tool: grind, arguments: {n: 1}}]\n- text: done\n")
+    (folder / "tools" / "grind.yaml").write_text(
+        "name: grind\nkind: code\ndescription: grinds\nlanguage: python\narguments: {n: {type: integer, description: how fine}}\n"
+        f"program: |\n  import subprocess\n  subprocess.Popen(['sleep', '{GRINDING}'])\n  while True: pass\ntimeout_s: 100\n"
+    )
+    (agents / "grinder.yaml").write_text(
+        f"name: grinder\ndescription: grinds\nmodel: scripted:{folder / 'grinder.script.yaml'}\npolicy: {{kind: collaborative}}\ntools: [{{name: grind}}]\n"
     )
     (agents / "thinker.yaml").write_text(
         "name: thinker\ndescription: thinks\nmodel: openai:gpt-5\npolicy: {kind: autonomous}\n"
@@ -120,8 +132,8 @@ def up(services: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory, si
         "METIER_LEASE_S": "15",
     }
     with new_fleet(services, folder, **more) as fleet:
-        assert fleet.metier("tools", "approve", "dig").returncode == 0
-        fleet.start_all("thinker", "digger")
+        assert fleet.metier("tools", "approve", "dig", "grind").returncode == 0
+        fleet.start_all("thinker", "digger", "grinder")
         yield fleet
 
 
@@ -134,8 +146,9 @@ def cancelled(up: Fleet, *run_ids: RunId) -> float:
     """Cancel by the command; when it asked, on the clock of `time.time`."""
     said = up.metier("runs", "cancel", *run_ids, "--note", "enough", "--json")
     assert said.returncode == 0, said.stderr
-    (one,) = json.loads(said.stdout)
-    assert one["state"] == "taken"
+    told = json.loads(said.stdout)
+    assert [one["state"] for one in told] == ["taken"] * len(run_ids)
+    one = told[0]
     asked = up.records("metier.requests", lambda found: [r for r in found if _id(r) == one["request_id"]])
     (request,) = [dict(r.headers or ()) for r in asked if _id(r) == one["request_id"]]
     return datetime.fromisoformat((request["ce_time"] or b"").decode()).timestamp()
@@ -145,12 +158,12 @@ def _id(record: ConsumerRecord) -> str:
     return (dict(record.headers or ()).get("ce_id") or b"").decode()
 
 
-def digging() -> bool:
-    """Whether the program of `dig` runs in a container."""
+def digging(word: str = "sleep 299") -> set[str]:
+    """The containers in which a program runs that is known by `word`."""
     words = ["docker", "ps", "--quiet", "--filter", "label=io.metier.sandbox.owner"]
     names = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
-    tops = [subprocess.run(["docker", "top", one], capture_output=True, text=True, check=False) for one in names]
-    return any("sleep 299" in top.stdout for top in tops)
+    tops = {one: subprocess.run(["docker", "top", one], capture_output=True, text=True, check=False) for one in names}
+    return {one for one, top in tops.items() if word in top.stdout}
 
 
 async def test_a_cancel_ends_the_models_request_and_the_run(up: Fleet, silent: Silent) -> None:
@@ -187,8 +200,31 @@ async def test_a_cancel_ends_the_tool_call_with_its_container(up: Fleet) -> None
         assert (call.failure or pytest.fail("no failure")).code == "cancelled"
 
 
+async def test_a_cancel_beside_many_busy_containers_ends_that_one_and_no_other(up: Fleet) -> None:
+    # Given as many programs that compute without end as there is room for
+    run_ids = [started(up, "grinder", f"grind{n}") for n in range(BUSY)]
+    until(lambda: len(grinding()) == BUSY, "all of them run")
+    before = grinding()
+    with watching(lambda: before <= grinding()) as gone:
+        # When one of their runs is cancelled
+        asked = cancelled(up, run_ids[BUSY // 2])
+        # Then one container ends, and the others go on
+        until(lambda: gone, "a container ends", HANG_S)
+    log.info("beside %d busy ones the container ended %.2f s after the command asked", BUSY - 1, gone[0] - asked)
+    assert up.terminal(f"grind{BUSY // 2}")["type"] == "io.metier.run.cancelled.v1"
+    assert len(before & grinding()) == BUSY - 1
+    # And when all the others are, all of theirs end
+    cancelled(up, *[one for one in run_ids if one != run_ids[BUSY // 2]])
+    until(lambda: not grinding(), "all containers end", HANG_S)
+
+
+def grinding() -> set[str]:
+    """The containers that compute."""
+    return digging(f"sleep {GRINDING}")
+
+
 @contextmanager
-def watching(there: Callable[[], bool]) -> Generator[list[float]]:
+def watching(there: Callable[[], object]) -> Generator[list[float]]:
     """Notes when something is not there any more, while the test does something else."""
     gone: list[float] = []
     stop = threading.Event()

@@ -186,7 +186,9 @@ def _asked(kind: type[E], run: Run, by: str | None, **more: JsonValue) -> _Asked
     try:
         said = kind.model_validate({"run_id": run.run_id, "by": by or getpass.getuser(), **more})
     except ValueError as error:
-        raise BadSettings("--by, --note and names are short, and without control characters") from error
+        raise BadSettings(
+            "--by, --note and names are short, and without control characters; --by and names are not empty"
+        ) from error
     event: Envelope[Event] = Envelope(said, str(uuid4()), client.SOURCE, run.run_id)
     repeats = isinstance(said, RetryRequested | RedriveRequested)
     became = client.run_id_of(client.SOURCE, event.id) if repeats else run.run_id

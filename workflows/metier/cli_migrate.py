@@ -65,10 +65,9 @@ def say(line: str) -> None:
 async def _migrate(config: Config, *, check: bool) -> list[int]:
     db = await compose.open_database(config, compose.BRIEF, size=1)
     try:
-        if check:
-            await database.check_schema(db)
-            return []
-        return await database.migrate(db)
+        applied = [] if check else await database.migrate(db)
+        await database.check_schema(db)
+        return applied
     finally:
         await db.close()
 

@@ -43,8 +43,9 @@ class Approving:
         said = envelope.data
         approval_id = ToolCallId(said.approval_id)
         asked = await self._journal.approvals.get(approval_id)
-        if asked is None or asked.run_id != said.run_id:
-            raise UnknownApproval(f"nobody asked for approval {said.approval_id!r} in run {said.run_id!r}")
+        if asked is None or asked.run_id != said.run_id or not await self._of_tenant(asked.run_id, said.tenant):
+            whose = "" if said.tenant is None else f" of the tenant {said.tenant!r}"
+            raise UnknownApproval(f"nobody asked for approval {said.approval_id!r} in run {said.run_id!r}{whose}")
         with processing(envelope, delivery) as span:
             span.set({telemetry.RUN_ID: asked.run_id, telemetry.CALL_ID: asked.call_id})
             changed = said.arguments if said.granted else None
@@ -56,6 +57,11 @@ class Approving:
                      approval_id=approval_id, granted=said.granted)  # fmt: skip
             if kept and kept.granted is not None and not kept.announced:
                 await self._settle(kept)
+
+    async def _of_tenant(self, run_id: RunId, tenant: str | None) -> bool:
+        """Whether the run is of the tenant that whoever decides names; of any, where none is named."""
+        run = await self._journal.runs.get(run_id) if tenant is not None else None
+        return tenant is None or (run is not None and run.tenant == tenant)
 
     async def attend(self, quiet_s: float) -> None:
         """See to what was left: approvals whose time is over, decisions that were not told, and parked calls that were cancelled."""

@@ -19,6 +19,7 @@ from metier_infra.words import RunId, stable_id
 from metier_workflows import outcomes
 from metier_workflows.accepting import Accepting
 
+Said = CancelRequested | RetryRequested | RedriveRequested | Signalled
 log = structlog.get_logger()
 
 
@@ -33,10 +34,10 @@ class Control:
         """Give a run up with all that works for it, and wake it, so that it ends. Raises `UnknownRun` or `RunEnded`."""
         del delivery
         said = envelope.data
-        run = await self._run(said.run_id)
+        run = await self._run(said)
         for left in await self._journal.runs.cancel(run.run_id, by=said.by, note=said.note):
             await self._accepting.wake(left)
-        after = await self._run(said.run_id)
+        after = await self._run(said)
         if after.cancelled_at is None:
             raise RunEnded(f"run {run.run_id} {after.status} before it could be cancelled")
         log.info("run given up", action="end", run_id=run.run_id)
@@ -44,7 +45,7 @@ class Control:
     async def on_retry(self, envelope: Envelope[RetryRequested], delivery: Delivery) -> None:
         """Ask for the same once more, of the newest version; that is a weak label for what a run that succeeded had answered. Raises `UnknownRun` or `RunNotEnded`, and as `Accepting.take`."""
         del delivery
-        origin = await self._ended(envelope.data.run_id)
+        origin = await self._ended(envelope.data)
         await self._accepting.take(_again(origin, envelope, version=None))
         if origin.status == "succeeded":
             await self._journal.outcomes.record(outcomes.of_retry(origin.run_id, envelope))
@@ -52,7 +53,7 @@ class Control:
     async def on_redrive(self, envelope: Envelope[RedriveRequested], delivery: Delivery) -> None:
         """Go on where a run failed or was cancelled, in its own version. Raises `UnknownRun`, `RunNotEnded` or `RunEnded`, and as `Accepting.take`."""
         del delivery
-        origin = await self._ended(envelope.data.run_id)
+        origin = await self._ended(envelope.data)
         if origin.status == "succeeded":
             raise RunEnded(f"run {origin.run_id} succeeded: there is nothing to go on with; it can be retried")
         run = _again(origin, envelope, version=origin.version)
@@ -62,7 +63,7 @@ class Control:
         """Keep a signal for the node that waits for it, or will, and wake its run. Raises `UnknownRun` or `RunEnded`."""
         del delivery
         said = envelope.data
-        run = await self._run(said.run_id)
+        run = await self._run(said)
         if run.ended:
             raise RunEnded(f"run {run.run_id} {run.status}: nothing in it waits for a signal any more")
         name = stable_id("signal", envelope.source, envelope.id)
@@ -70,16 +71,18 @@ class Control:
         await self._accepting.wake(run)
         log.info("signal taken" if new else "duplicate signal", action="wake", run_id=run.run_id)
 
-    async def _run(self, run_id: str) -> Run:
-        run = await self._journal.runs.get(run_id)
-        if run is None or run.run_id != run_id:
-            raise UnknownRun(f"no run {run_id!r} was ever accepted")
+    async def _run(self, said: Said) -> Run:
+        """The run that is meant. One of another tenant than is named is not told apart from none."""
+        run = await self._journal.runs.get(said.run_id)
+        if run is None or run.run_id != said.run_id or said.tenant not in {None, run.tenant}:
+            whose = "" if said.tenant is None else f" for the tenant {said.tenant!r}"
+            raise UnknownRun(f"no run {said.run_id!r} was ever accepted{whose}")
         return run
 
-    async def _ended(self, run_id: str) -> Run:
-        run = await self._run(run_id)
+    async def _ended(self, said: Said) -> Run:
+        run = await self._run(said)
         if not run.ended:
-            raise RunNotEnded(f"run {run_id} is {run.status}: it can be repeated once it has ended")
+            raise RunNotEnded(f"run {run.run_id} is {run.status}: it can be repeated once it has ended")
         return run
 
 
