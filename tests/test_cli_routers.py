@@ -47,13 +47,13 @@ def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Config:
 NAMES = ("--agents", "careful=big,reasoner=small")
 
 
-def write_matrix(folder: Path, name: str, *, seed: int, strong: float = 0.9) -> Path:
-    """300 questions; `big` answers `strong` of them, `small` half."""
+def write_matrix(folder: Path, name: str, *, seed: int, strong: float = 0.9, rows: int = 300) -> Path:
+    """So many questions; `big` answers `strong` of them, `small` half."""
     rng = np.random.default_rng(seed)
-    ids = [f"{name}-{n}" for n in range(300)]
-    right = rng.random((300, 2)) < [strong, 0.5]
-    texts = [f"what is {n} and {n}?" for n in range(300)]
-    asked = {"qid": ids, "task": ["t"] * 300, "category": ["maths"] * 300, "text": texts}
+    ids = [f"{name}-{n}" for n in range(rows)]
+    right = rng.random((rows, 2)) < [strong, 0.5]
+    texts = [f"what is {n} and {n}?" for n in range(rows)]
+    asked = {"qid": ids, "task": ["t"] * rows, "category": ["maths"] * rows, "text": texts}
     scores = {f"s__{model}": right[:, at].astype(float) for at, model in enumerate(("big", "small"))}
     for kind, columns in (("q", asked), ("o", {"qid": ids, **scores})):
         table = cast("Any", pa).table(columns)
@@ -104,19 +104,31 @@ async def test_a_version_goes_all_the_way_by_commands(config: Config, tmp_path: 
         (listed,) = await told("list")
         assert listed["stands"] == {"": "promoted"}
         assert [move["stage"] for move in (await told("show", version))["moves"]] == ["promoted", "canary", "shadow"]
-        assert (await told("roll-back", version))["move"]["stage"] == "rolled_back"
+        assert "promoted to rolled_back; no version decides now" in (await metier("roll-back", version)).output
         (listed,) = await told("list")
     assert listed["stands"] == {}
 
 
 async def test_a_version_that_is_worse_is_told_by_the_exit_code(config: Config, tmp_path: Path) -> None:
-    del config
     one, other = write_matrix(tmp_path, "one", seed=1), write_matrix(tmp_path, "other", seed=2)
     version = (await told("fit", "--matrix", one, *NAMES))["version"]
     found = await metier("judge", version, "--matrix", other, "--agents", "careful=small,reasoner=big")
     assert found.exit_code == 1
     assert "is worse" in found.output
     assert version[:10] in (await metier("list")).output
+    # When it is judged once more without that matrix, by a log of nothing
+    found = await metier("judge", version, "--json")
+    # Then the verdict stands, with what it is of and of when, and what stood before is told too
+    assert found.exit_code == 1
+    report = json.loads(found.stdout)["report"]
+    assert report["verdict"] == json.loads(found.stdout)["before"]["verdict"] == "worse"
+    assert "on the eval set other against the best single agent, as it was judged on 20" in report["why"]
+    async with dev(config):
+        refused = await metier("promote", version)
+    assert (refused.exit_code, "is significantly worse" in refused.output) == (1, True)
+    # and a matrix that tells otherwise takes its place
+    shown = (await metier("judge", version, "--matrix", other, "--agents", "careful=big,reasoner=small")).output
+    assert "is undecided (it was worse): " in shown
 
 
 @pytest.mark.parametrize(
@@ -135,6 +147,14 @@ async def test_what_is_wrong_is_said(config: Config, words: tuple[str, ...], err
     found = await metier(*words)
     assert isinstance(found.exception, error)
     assert said in str(found.exception)
+
+
+async def test_who_fits_on_few_rows_is_told_what_comes_of_it(config: Config, tmp_path: Path) -> None:
+    del config
+    write_matrix(tmp_path, "few", seed=1, rows=20)
+    said = (await metier("fit", "--matrix", tmp_path / "few")).output
+    assert "fitted on 20 rows of few (fewer than 120, so that it asks the best single agent); " in said
+    assert "fewer" not in (await metier("fit", "--matrix", write_matrix(tmp_path, "many", seed=1))).output
 
 
 async def test_off_policy_tells_how_often_its_intervals_hold(tmp_path: Path) -> None:

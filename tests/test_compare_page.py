@@ -152,6 +152,19 @@ def test_names_that_have_room_stand_where_their_points_are() -> None:
     assert apart([20.0, 100.0, 300.0], 16, 400) == [20.0, 100.0, 300.0]
 
 
+@pytest.mark.parametrize(("least", "most"), [(1e-150, 1e150), (1e-9, 1e9)])
+def test_costs_that_lie_far_apart_still_have_an_axis_with_few_marks(least: float, most: float) -> None:
+    matrix = made(("cheap", "dear"))
+    assert matrix.costs is not None
+    matrix.costs[:, 0], matrix.costs[:, 1] = least, most
+
+    _, root = read(compare(matrix))
+
+    svg = next(one for one in root.iter() if one.tag.endswith("svg"))
+    marks = [one for one in svg.iter() if one.tag.endswith("text") and one.get("text-anchor") == "middle"]
+    assert 2 <= len(marks) <= 12
+
+
 def test_names_of_others_are_only_shown() -> None:
     data = made(WICKED)
     text, root = read(compare(data), WICKED[0])

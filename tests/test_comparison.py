@@ -84,6 +84,13 @@ def test_one_that_is_best_everywhere_leads() -> None:
     assert "Choosing by category changes nothing that shows" in found.verdict.sentence
 
 
+def test_where_nobody_is_ever_right_the_verdict_says_so_and_names_no_cheapest() -> None:
+    found = compare(matrix([[0.0, 0.0]] * 200, costs=np.full((200, 2), 0.1)))
+    assert found.verdict.kind == "commoditised"
+    assert found.verdict.sentence.startswith("Commoditised: both are never right here. Look at these queries,")
+    assert "cheapest" not in found.verdict.sentence
+
+
 def test_models_that_are_alike_and_right_on_the_same_queries_are_commoditised_and_the_cheapest_is_named() -> None:
     data = drawn({"x": (0.9, 0.9, 0.9)}, 1500, alike=0.97, seed=2)
     priced = replace(data, costs=np.tile([0.003, 0.0001, 0.002], (1500, 1)))

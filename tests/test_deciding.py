@@ -128,8 +128,9 @@ def test_who_is_named_and_not_there_is_the_authors_or_the_inputs_mistake() -> No
     named = Named(by="override", agents=("nobody",), why="w")
     with pytest.raises(BadInput, match=r"asks for 'nobody', which no agent is called; there are: a, b, c"):
         made(wanted(named=named))
-    for want in (wanted(among=("nobody",)), wanted(default=("nobody",)), wanted(named=named.model_copy(update={"by": "rule"}))):  # fmt: skip
-        with pytest.raises(WorkflowBroken, match="no agent is called 'nobody'; there are: a, b, c"):
+    mistakes = {"the node": wanted(among=("nobody",)), "the default": wanted(default=("nobody",)), "the rule 'w'": wanted(named=named.model_copy(update={"by": "rule"}))}  # fmt: skip
+    for who, want in mistakes.items():
+        with pytest.raises(WorkflowBroken, match=f"no agent is called 'nobody', which {who} names; there are: a, b, c"):
             made(want)
     with pytest.raises(WorkflowBroken, match="nobody to choose among"):
         made(wanted(named=RULED.model_copy(update={"agents": ()})))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,6 +147,16 @@ def test_a_later_word_of_the_same_speaker_takes_the_place_of_the_first(house: Ho
     assert [one.score for one in house.outcomes()] == [0.0]
 
 
+def test_a_word_that_bears_an_earlier_time_than_one_that_stands_is_told_not_to_count(house: House) -> None:
+    ahead = Outcome(run_id=RUN, score=0.5, by="ann", event_id="e", said_at=time.time() + 3600)
+    house.do(house.journal.outcomes.record(ahead))
+    said = say("outcomes", "report", RUN, "--score", "1", "--by", "ann").stdout
+    assert "does not count: a word of ann about the same says 0.5, and bears a later time, 20" in said
+    answer = told("outcomes", "report", RUN, "--score", "1", "--by", "ann")
+    assert (answer["taken"], answer["stands"]) == (False, "e")
+    assert told("outcomes", "report", RUN, "--score", "1", "--by", "bob")["taken"]
+
+
 def test_what_nobody_takes_was_sent(deaf: House) -> None:
     assert "no orchestrator has taken it yet" in say("outcomes", "report", RUN, "--score", "1").stdout
     assert len(deaf.bus.records(OUTCOMES)) == 1
@@ -191,3 +202,6 @@ def test_decisions_are_made_again_and_one_that_comes_out_otherwise_fails_the_com
     result = say("decisions", "replay", "aaaa")
     assert result.exit_code == 1
     assert "decision g1 by declared-skills.v1: another: coder, reasoner in place of coder" in result.stdout
+    deaf.record("h1", DECISION.model_copy(update={"reason": "a hunch", "enough": 0.1}))
+    shown = say("decisions", "replay", "aaaa").stdout
+    assert "decision h1 by declared-skills.v1: another: the same agents, with another reason, enough" in shown

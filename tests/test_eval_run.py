@@ -193,6 +193,23 @@ def test_a_process_killed_in_the_middle_goes_on_and_asks_nothing_twice(
     assert bench.told()["rows"][0]["score"]["value"] == 1.0
 
 
+def test_a_second_process_in_the_same_folder_is_refused_and_changes_nothing_there(bench: Bench) -> None:
+    # Given an evaluation whose journal another process holds
+    words = ("eval", "run", "set.jsonl", "--agents", "echo", "--out", "out")
+    bench.set_of(says("1", 1))
+    assert bench.run(*words) == 0
+    before = Path("out/set.jsonl").read_text()
+    holder = SqliteDatabase(Path("out/journal.db"))
+    asyncio.run(holder.write())
+    # When somebody goes on with it, with another set
+    bench.set_of(says("2", 2))
+    assert bench.run(*words, "--resume") == 2
+    # Then it is told, and the set of the other one stays
+    assert "is in use by another `metier` process" in bench.capsys.readouterr().err
+    assert Path("out/set.jsonl").read_text() == before
+    asyncio.run(holder.close())
+
+
 @pytest.mark.usefixtures("heeded")
 def test_an_evaluation_that_a_person_stops_says_how_to_go_on_however_often_ctrl_c_is_pressed(bench: Bench) -> None:
     # Given an evaluation in the middle of more than it can do at once
@@ -324,6 +341,46 @@ def test_an_agent_is_not_asked_about_its_own_answer(bench: Bench) -> None:
     assert [vote.judge for vote in found.votes] == ["kind"]
 
 
+def test_judges_that_run_on_the_model_they_would_judge_are_refused_before_anybody_is_asked(bench: Bench) -> None:
+    bench.agent("twin", "langgraph:speakers:echo")
+    given = bench.set_of(says("1", 1), JUDGED)
+
+    assert bench.run("eval", "run", given, "--agents", "echo", "--judges", "twin,echo", "--out", "out") == 2
+
+    said = bench.capsys.readouterr().err
+    assert (
+        "set.jsonl:2: nobody is there to judge echo: whoever else is named (twin) has its model, langgraph:speakers:echo; name"
+        in said
+    )
+    assert bench.asked() == []
+
+
+def test_agents_are_told_of_which_the_baseline_has_no_score(bench: Bench) -> None:
+    given = bench.set_of(says("1", 1), says("2", 2))
+    assert bench.run("eval", "run", given, "--agents", "echo", "--out", "then") == 0
+    bench.capsys.readouterr()
+
+    assert bench.run("eval", "run", given, "--agents", "echo,other", "--out", "now", "--baseline", "then") == 0
+
+    shown = bench.capsys.readouterr()
+    assert "other is not compared: the baseline has no score of it for a sample of this set" in shown.err
+    assert "results are in now" in shown.out
+
+
+def test_an_evaluation_that_cannot_be_held_against_its_baseline_shows_what_came_of_it_and_fails(bench: Bench) -> None:
+    # Given a baseline in which nobody could judge the one poem
+    given = bench.set_of(JUDGED)
+    words = ("eval", "run", given, "--agents", "echo", "--judges", "babble")
+    assert bench.run(*words, "--out", "then") == 0
+    bench.capsys.readouterr()
+
+    assert bench.run(*words, "--out", "now", "--baseline", "then", "--json") == 1
+
+    shown = bench.capsys.readouterr()
+    assert json.loads(shown.out)["faults"] == ["nothing here can be compared with the baseline"]
+    assert json.loads(shown.out)["asked"] == 1
+
+
 def test_the_cost_of_judges_is_apart_from_the_agents(bench: Bench) -> None:
     bench.script("poet", "a poem", 0.5)
     bench.script("critic", "1 | fine", 0.125)
@@ -378,6 +435,11 @@ def test_an_agent_that_was_changed_in_between_is_told(bench: Bench) -> None:
         (["--agents", "echo", "--baseline", "set.jsonl"], "set.jsonl:1: sample: no result of `metier eval run`"),
         (["--agents", "echo", "--baseline", "nothing"], "nothing: there are no results of `metier eval run`"),
         (["--agents", "echo", "--judges", ","], "--judges: name at least one agent"),
+        (
+            ["--agents", "echo", "--baseline", "others"],
+            "others: no result there is of one of these agents and of a sample as it is",
+        ),
+        (["--agents", "echo", "--timeout", "inf"], "Invalid value for '--timeout'"),
         (["--agents", "echo", "--min-accuracy", "nan"], "Invalid value for '--min-accuracy'"),
         (["--agents", "echo", "--budget-usd", "nan"], "Invalid value for '--budget-usd'"),
         (["--agents", "echo", "--out", "set.jsonl/x"], "set.jsonl/x: nothing can be written there"),
@@ -388,6 +450,9 @@ def test_what_is_wrong_with_the_settings_is_a_sentence_and_exit_code_2(
 ) -> None:
     (bench.folder / "there").mkdir()
     (bench.folder / "there" / "eval.json").write_text('{"id": "e", "name": "set"}')
+    (bench.folder / "others").write_text(
+        Result(sample="x", digest="d", agent="echo", score=1.0).model_dump_json() + "\n"
+    )
 
     assert bench.run("eval", "run", bench.set_of(says("1", 1)), *words) == 2
 

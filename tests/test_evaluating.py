@@ -91,7 +91,7 @@ def test_what_was_read_is_written_so_that_it_is_read_the_same(tmp_path: Path) ->
         {"text": "x", "scorer": {"name": "code", "test": "assert 1", "timeout_s": 3}, "tags": ["t"]},
         {"text": "y", "scorer": {"name": "schema", "fits": {"type": "object"}}, "context": {"a": None}},
         {"text": "z", "expected": True},
-        {"text": "w", "expected": [1, "b", 0.5], "scorer": {"name": "numeric", "tolerance": 0.1}},
+        {"text": "w", "expected": [1, "1/3", 0.5], "scorer": {"name": "numeric", "tolerance": 0.1}},
     ]
     first = read_set(written(tmp_path, *given))
 
@@ -122,6 +122,14 @@ def test_what_was_read_is_written_so_that_it_is_read_the_same(tmp_path: Path) ->
         ({**LEGS, "scorer": {"name": "numeric", "tolerance": -1}}, "set.jsonl:2: scorer.tolerance: input should be greater"),
         ({**LEGS, "scorer": {"name": "numeric", "tolerence": 1}}, "scorer.tolerence: unknown field; did you mean tolerance?"),
         ({"text": "a", "scorer": "judged"}, "set.jsonl:2: scorer.rubric: this field is missing"),
+        ({"text": " \n"}, "set.jsonl:2: text: there is nothing to ask in it"),
+        ('{"text": "a", "scorer": "numeric", "expected": 1e999}', "set.jsonl:2: expected: a number in it is too large to be carried"),
+        ('{"text": "a", "expected": 1, "context": {"k": [-1e999]}}', "set.jsonl:2: context: a number in it is too large to be carried"),
+        ({**LEGS, "expected": "eight"}, "set.jsonl:2: expected: no number can be read in 'eight', and the scorer is numeric"),
+        ({**LEGS, "expected": [8, True]}, "set.jsonl:2: expected: no number can be read in 'true', and the scorer is numeric"),
+        ({"text": "a", "expected": " ", "scorer": "contains"}, "set.jsonl:2: expected: an empty text is no answer, and stands in each"),
+        ({"text": "a", "expected": ["", "b"]}, "set.jsonl:2: expected: an empty text is no answer, and never right"),
+        ({"text": "a", "scorer": {"name": "judged", "rubric": "r", "judges": ["x", "y", "x"]}}, "set.jsonl:2: scorer.judges: 'x' is named twice"),
         ({**LEGS, "todo": "look it up"}, "set.jsonl:2: todo: look it up; do that, and take `todo` away"),
     ],
 )  # fmt: skip
@@ -136,8 +144,16 @@ def test_a_bad_line_is_told_by_file_line_and_field(tmp_path: Path, line: JsonVal
 
 
 def test_two_samples_of_one_id_are_refused_with_both_lines(tmp_path: Path) -> None:
-    with pytest.raises(BadSpec, match=r"set\.jsonl:3: id: .* is the id of line 1 too"):
-        read_set(written(tmp_path, LEGS, "", LEGS))
+    with pytest.raises(BadSpec, match=r"set\.jsonl:3: id: 'x' is the id of line 1 too"):
+        read_set(written(tmp_path, {**LEGS, "id": "x"}, "", {**LEGS, "id": "x"}))
+
+
+def test_the_same_question_twice_is_told_as_such_where_no_id_was_given(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadSpec, match=r"set\.jsonl:3: id: line 1 asks the same; to ask it twice, give each an `id` of its own"
+    ):
+        read_set(written(tmp_path, LEGS, "", {**LEGS, "expected": 9}))
+    assert len(read_set(written(tmp_path, {**LEGS, "id": "x"}, {**LEGS, "id": "y"}))) == 2
 
 
 def test_an_empty_set_and_one_that_is_not_there_are_refused(tmp_path: Path) -> None:
@@ -232,6 +248,8 @@ def test_a_long_answer_is_cut_and_differs_from_one_that_begins_alike() -> None:
     [
         ({"type": "integer", "minimum": 3}, "4", True),
         ({"type": "integer", "minimum": 3}, "2", False),
+        ({"type": "number"}, "NaN", False),
+        ({"type": "array", "items": {"type": "number"}}, "[-Infinity]", False),
         (
             {"type": "array", "items": {"$ref": "#/$defs/x"}, "$defs": {"x": {"type": "string"}}},
             '```\n["a"]\n```',
@@ -253,8 +271,8 @@ def test_a_schema_scores_json_and_nothing_else(schema: dict[str, JsonValue], ans
 def test_a_schema_that_is_none_is_told_before_anybody_is_asked() -> None:
     bad = Sample(id="s", text="t", scorer=Schema(fits={"type": "nothing"}))
 
-    with pytest.raises(BadSpec, match=r"my\.jsonl: s: scorer\.fits: its schema is none"):
-        check_schemas([bad], "my.jsonl")
+    with pytest.raises(BadSpec, match=r"my\.jsonl:7: scorer\.fits: its schema is none"):
+        check_schemas({"my.jsonl:7": bad})
 
 
 def test_code_is_scored_by_what_it_prints_or_by_a_test_that_must_come_to_its_end() -> None:
@@ -329,10 +347,11 @@ def test_nobody_judges_its_own_answer_or_that_of_its_model_unless_the_set_says_s
 def test_an_agent_that_nobody_may_judge_is_refused_before_anybody_is_asked() -> None:
     judged = Sample(id="s", text="t", scorer=Judged(rubric="r"))
 
-    assert with_judges([judged], ("b",), ["a"])[0].scorer == Judged(rubric="r", judges=("b",))
+    (given,) = with_judges({"set:3": judged}, ("b",), ["a"]).values()
+    assert given.scorer == Judged(rubric="r", judges=("b",))
     for judges in ((), ("a",)):
-        with pytest.raises(BadSettings, match="nobody is there to judge a: name judges with --judges"):
-            with_judges([judged], judges, ["a"])
+        with pytest.raises(BadSettings, match="set:3: nobody is there to judge a: name judges with --judges"):
+            with_judges({"set:3": judged}, judges, ["a"])
 
 
 def test_what_is_judged_stands_in_a_block_that_it_cannot_leave() -> None:
@@ -493,10 +512,10 @@ def test_an_agent_is_below_the_bar_by_its_mean_where_what_nobody_could_judge_is_
 def test_a_check_fails_below_the_bar_and_where_not_all_was_asked() -> None:
     found = [result(0), result(1, value=0.0)]
 
-    assert report.faults(found, left=3, least=None, against=[]) == []
-    assert report.faults(found, left=0, least=0.5, against=[]) == []
-    assert report.faults(found, left=0, least=0.6, against=[]) == ["a: a score of 0.5000 is below 0.6"]
-    assert report.faults(found, left=3, least=0.5, against=[]) == ["3 pairs were not asked, so nothing can be said of the whole set"]  # fmt: skip
+    assert report.faults(found, left=3, least=None, against=None) == []
+    assert report.faults(found, left=0, least=0.5, against=None) == []
+    assert report.faults(found, left=0, least=0.6, against=None) == ["a: a score of 0.5000 is below 0.6"]
+    assert report.faults(found, left=3, least=0.5, against=None) == ["3 pairs were not asked, so nothing can be said of the whole set"]  # fmt: skip
 
 
 def many(agent: str, right: int, of: int) -> list[Result]:
@@ -526,8 +545,28 @@ def test_many_agents_are_corrected_for_being_many() -> None:
 def test_a_sample_that_was_changed_is_not_compared_with_what_it_was() -> None:
     then = [one.model_copy(update={"digest": "before"}) for one in many("a", 20, 20)]
 
-    with pytest.raises(BadSpec, match="no sample and agent in common"):
-        report.compared(many("a", 0, 20), then)
+    against = report.compared(many("a", 0, 20), then)
+
+    assert [one.difference for one in against] == [None]
+    wrong = report.faults(many("a", 0, 20), left=0, least=None, against=against)
+    assert wrong == ["nothing here can be compared with the baseline"]
+
+
+def test_a_score_that_nobody_could_tell_is_not_compared_now_or_then() -> None:
+    unknown = [one.model_copy(update={"score": None}) for one in many("a", 20, 20)]
+
+    for now, then in ((unknown, many("a", 20, 20)), (many("a", 20, 20), unknown)):
+        assert [one.difference for one in report.compared(now, then)] == [None]
+    (half,) = report.compared([*unknown[:10], *many("a", 20, 20)[10:]], many("a", 20, 20))
+    assert half.difference is not None
+    assert half.difference.n == 10
+
+
+def test_agents_of_which_the_baseline_tells_nothing_are_named() -> None:
+    against = report.compared([*many("a", 20, 20), *many("new", 20, 20)], many("a", 20, 20))
+
+    assert report.uncompared(against) == ["new"]
+    assert report.faults(many("a", 20, 20), left=0, least=None, against=against) == []
 
 
 def test_the_report_is_json_all_through() -> None:
@@ -610,6 +649,15 @@ def test_a_word_about_a_whole_run_says_nothing_of_one_task_among_several() -> No
     assert [(one.text, one.expected) for one in found] == [("q", None), ("other", None)]
     assert found[0].provenance is not None
     assert found[0].provenance.answers == {"a": "8"}
+
+
+def test_what_no_set_may_hold_is_captured_as_near_as_may_be() -> None:
+    (first, second) = capture.samples_of(
+        traced([call("a", "q", "8", "\x07 " + "x" * 200), call("a", "r", "8", " "), call("a", " ", "8")])
+    )
+
+    assert (first.text, first.category) == ("q", "x" * 100)
+    assert (second.text, second.category) == ("r", "general")
 
 
 def test_what_a_set_asks_already_is_not_captured_again_and_a_known_answer_is_preferred(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The runs are made in this process by the example's agents, whose answers are rec
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -23,14 +24,16 @@ from metier.cli_replay import table
 from metier.compose import recordings_path
 from metier.configuration import Config, System
 from metier.replay import Models, With, replay
+from metier.replay_record import RecordedLane, Unknown, record_of
 from metier.replay_report import Difference, Replayed
 from metier_agents.recordings import RecordedQuery, read_recordings
 from metier_infra.database import Database, Statement
 from metier_infra.errors import AskOperator, BadSettings, UnknownAgent, UnknownWorkflow
 from metier_infra.journal import Journal
-from metier_infra.rows import Run
-from metier_infra.words import RunId, stable_id
+from metier_infra.rows import Run, ToolCallRow
+from metier_infra.words import CallId, RunId, ToolCallId, stable_id
 from metier_tools.sandbox import Outcome
+from metier_tools.tool import ToolCall
 from metier_workflows.choosing.router import Asked, Choice, Option, Topology
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -202,6 +205,39 @@ async def test_a_tool_call_of_which_no_result_is_recorded_is_said_to_be_unknown(
     assert not same.differs
 
 
+async def test_results_of_the_same_arguments_are_given_in_their_order_and_then_the_last(
+    config: Config, journal: Journal
+) -> None:
+    run = await recorded(journal, "patient", patient.version, {"heard": "now"})
+    made = [
+        ToolCallRow(tool_call_id=ToolCallId(f"t{n}"), run_id=RunId(run.run_id), call_id=CallId("c"), agent="a", category="c", tool="dice", arguments={},
+                    result={"status": "ok", "stdout": said, "duration_s": 0.0}) for n, said in enumerate("36")
+    ]  # fmt: skip
+    lane = RecordedLane(dataclasses.replace(await record_of(journal, run), tools=made), Unknown())
+    call = ToolCall(tool_call_id=ToolCallId("t"), run_id=RunId("r"), call_id=CallId("c"), tool="dice", digest="", arguments={}, deadline=0.0, timeout_s=1.0, grant="")  # fmt: skip
+    assert [(await lane.call(call)).stdout for _ in range(3)] == ["3", "6", "6"]
+
+
+async def test_what_an_evaluation_asked_is_replayed_too(config: Config) -> None:
+    asked = query("math_word")
+    async with running(config) as system:
+        run = await ended(system, "metier.eval", {"pair": {"agent": "coder", "text": asked.text}})
+        same = await again(config, system.journal, run, With())
+        other = await again(config, system.journal, run, With("agent", "careful"))
+    assert not same.differs
+    assert len(of(other, "end")) == 1
+
+
+async def test_a_run_that_was_cancelled_is_replayed_to_its_end_and_that_is_said(
+    config: Config, journal: Journal
+) -> None:
+    run = await recorded(journal, "patient", patient.version, {"question": "", "heard": "now"})
+    await journal.signals.record(RunId(run.run_id), "s1", "go", "now", "ann")
+    found = await again(config, journal, run.model_copy(update={"status": "cancelled", "result": None}), With())
+    assert found.differs
+    assert found.unknown == ("when it would have been given up: somebody cancelled it, and a replay goes to its end",)
+
+
 async def test_another_policy_gets_the_tool_results_of_then(config: Config) -> None:
     asked = query("code_reasoning")
     async with running(config) as system:
@@ -305,6 +341,21 @@ async def test_the_command_says_what_is_wrong(alone: Config, words: list[str], t
     found = await asyncio.to_thread(CliRunner().invoke, app, ["replay", run.run_id, *words])
     assert isinstance(found.exception, AskOperator)
     assert told in str(found.exception)
+
+
+async def test_of_several_runs_those_that_can_be_replayed_are_shown_though_another_cannot(alone: Config) -> None:
+    async with running(alone) as system:
+        good = await ended(system, "specialists", {"question": query("math_word").text})
+        gone = await recorded(system.journal, "patient", "older", {"heard": "now"})
+        open_ = await recorded(system.journal, "chosen", chosen.version, None)
+    words = ["replay", good.run_id, gone.run_id, "--json"]
+    found = await asyncio.to_thread(CliRunner().invoke, app, words)
+    assert [one["run_id"] for one in json.loads(found.stdout)] == [good.run_id]
+    assert isinstance(found.exception, UnknownWorkflow)
+    # while one that goes on is told before anything is replayed
+    found = await asyncio.to_thread(CliRunner().invoke, app, ["replay", good.run_id, open_.run_id])
+    assert found.stdout == ""
+    assert isinstance(found.exception, BadSettings)
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,51 @@ def test_worse_on_one_is_worse() -> None:
     assert router_judging.verdict(None, None).verdict == "unjudged"
 
 
+DAY = 86_400.0
+
+
+def test_of_what_is_silent_now_an_earlier_finding_stands_and_says_of_when_it_is() -> None:
+    # Given a version that an eval set showed to be worse, and a log that shows it to be better
+    worse = replace(
+        router_judging.on_set(Always("weak"), matrix(), baseline=Always("strong", version="old-1")), name="monday"
+    )
+    first = router_judging.verdict(None, worse)
+    assert first.why.endswith("on the eval set monday")
+    before = router_judging.Earlier(first, at=DAY)
+    # When it is judged without a set, or with one that tells nothing
+    for sets in (None, router_judging.on_set(Always("weak"), matrix(30))):
+        again = router_judging.verdict(judged(Always("strong"), coin()), sets, before)
+        # Then it is still worse, and both are told
+        assert again.verdict == "worse"
+        assert "on the log; " in again.why
+        assert "on the eval set monday against old-1, as it was judged on 1970-01-02" in again.why
+        kept = again.figures["set"]
+        assert isinstance(kept, dict)
+        assert (kept["name"], kept["judged_at"], kept["rows"]) == ("monday", DAY, 300)
+    assert again.why.endswith("30 samples are too few; 50 are needed")
+    # and later still, when the log tells nothing either, both are of the days when they were found
+    later = router_judging.verdict(None, None, router_judging.Earlier(again, at=3 * DAY))
+    assert later.verdict == "worse"
+    assert "on the log, as it was judged on 1970-01-04; " in later.why
+    assert "as it was judged on 1970-01-02" in later.why
+
+
+def test_a_set_that_tells_something_takes_the_place_of_an_earlier_one() -> None:
+    worse = router_judging.verdict(None, router_judging.on_set(Always("weak"), matrix()))
+    better = router_judging.on_set(Always("strong"), matrix(), baseline=Always("weak"))
+    assert router_judging.verdict(None, better, router_judging.Earlier(worse, at=DAY)).verdict == "better"
+
+
+def test_an_earlier_judgement_that_told_nothing_or_cannot_be_read_is_none() -> None:
+    nothing = router_judging.verdict(None, None)
+    for report in (
+        nothing,
+        nothing.model_copy(update={"figures": {"set": {"gain": {"value": None, "low": "x"}}, "log": 7}}),
+    ):
+        told = router_judging.verdict(None, None, router_judging.Earlier(report, at=DAY))
+        assert (told.verdict, told.why) == ("unjudged", "neither a log nor an eval set was given")
+
+
 def test_outcomes_become_a_matrix_of_what_is_known() -> None:
     weak_label = replace(logged(7, "weak", 0.0), weight=0.2)
     found = router_data.of_outcomes([logged(1, "weak", 0.25), logged(2, "strong", 1.0), weak_label, logged(3, "weak", 1.0, wanted=False)])  # fmt: skip

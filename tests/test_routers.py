@@ -131,6 +131,24 @@ def test_a_version_that_is_rolled_back_gives_its_place_to_the_one_before() -> No
     assert moved(Stages(promoted="c"), asks("c", "rolled_back"), known()) == Stages()
 
 
+def test_a_version_that_is_rolled_back_comes_back_only_by_its_own_promotion() -> None:
+    # Given that a decided, then b, then a again
+    stages = moved(Stages(promoted="b", before=("a",)), asks("a", "promoted"), known())
+    assert stages == Stages(promoted="a", before=("b",))
+    # When both are rolled back
+    stages = moved(stages, asks("a", "rolled_back"), known())
+    assert stages == Stages(promoted="b")
+    # Then none decides
+    assert moved(stages, asks("b", "rolled_back"), known()) == Stages()
+
+
+def test_a_version_that_decided_earlier_can_be_rolled_back_so_that_nobody_goes_back_to_it() -> None:
+    stages = moved(Stages(promoted="c", before=("a", "b")), asks("b", "rolled_back"), known())
+    assert stages == Stages(promoted="c", before=("a",))
+    tried = Stages(promoted="c", before=("a", "b"), canary="b", share=0.1)
+    assert moved(tried, asks("b", "rolled_back"), known()) == Stages(promoted="c", before=("a",))
+
+
 @pytest.mark.parametrize(
     ("stages", "said", "verdict", "why"),
     [

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metier_infra.errors import BadSpec
 from metier_infra.words import AgentCard, Answer
-from metier_workflows.panel import Near, agree, cosine, exact, next_wave, numeric, plain, synthesise
+from metier_workflows.panel import (
+    Near,
+    agree,
+    camps,
+    cosine,
+    exact,
+    next_wave,
+    numeric,
+    plain,
+    synthesise,
+    tied,
+    unkeyed,
+)
 from metier_workflows.routing import ROUTER, choose, rank
 
 
@@ -226,3 +241,60 @@ def test_in_waves_exactly_those_are_asked_who_would_be_one_after_the_other(
 def test_an_answer_that_shows_nothing_supports_nothing(nothing: str) -> None:
     found = synthesise([answer("a", nothing), answer("b", "yes")], {"a": 9.0, "b": 1.0})
     assert (found.text, found.agreed, found.dissent) == ("yes", ("b",), {})
+
+
+@pytest.mark.parametrize("order", ["abc", "cba"])
+@pytest.mark.parametrize("texts", [("x", "y", "z"), ("z", "y", "x")])
+def test_of_answers_with_the_same_weight_that_of_whoever_was_to_be_asked_first_is_taken(
+    order: str, texts: Sequence[str]
+) -> None:
+    answers = [answer(name, said) for name, said in zip("abc", texts, strict=True)]
+    weights = dict.fromkeys(order, 0.1)
+    found = camps(answers, weights)
+    assert [camp.agents for camp in found] == [(name,) for name in order]
+    assert tied(found)
+    # Given that thirds of a sum are not a third to the last bit, or that one weighs more
+    assert tied(camps([answer("a", "x"), answer("b", "x"), answer("c", "y")], {"a": 0.1, "b": 0.2, "c": 0.3}))
+    assert not tied(camps(answers, weights | {"b": 0.2}))
+    assert not tied(camps(answers[:1], weights))
+
+
+def as_number(text: str) -> str:
+    """A key as an author writes it, who did not think of every answer."""
+    return str(float(text))
+
+
+def test_an_answer_that_a_key_breaks_on_or_gives_no_text_for_agrees_with_no_other_and_is_named() -> None:
+    said = [answer("a", "4"), answer("b", "4.0"), answer("c", "no idea"), answer("d", "no idea"), answer("e", "")]
+    found = synthesise(said, {}, as_number)
+    assert (found.agreed, found.dissent) == (("a", "b"), {"c": "no idea", "d": "no idea"})
+    assert unkeyed(said, as_number) == dict.fromkeys("cd", "ValueError: could not convert string to float: 'no idea'")
+
+    def first_word(text: str) -> Any:
+        return None if " " in text else text
+
+    assert [camp.agents for camp in camps(said, {}, first_word)] == [("a",), ("b",), ("c",), ("d",)]
+    assert unkeyed(said, first_word) == dict.fromkeys("cd", "the key gave NoneType, and no text")
+
+
+def test_an_embedding_that_breaks_is_not_finite_or_has_another_length_is_near_to_nothing() -> None:
+    places: Mapping[str, Sequence[float]] = {
+        "a cat": (1.0, 0.0),
+        "cat": (1.0, 0.1),
+        "nan": (math.nan, 1.0),
+        "long": (1.0, 0.0, 0.0),
+    }
+    said = [answer(name, text) for name, text in zip("abcde", ["a cat", "cat", "nan", "long", "gone"], strict=True)]
+    near = Near(lambda text: places[text])
+    assert [camp.agents for camp in camps(said, {}, near)] == [("a", "b"), ("c",), ("d",), ("e",)]
+    assert unkeyed(said, near) == {
+        "c": "its embedding is not finite",
+        "d": "its embedding has 3 numbers where another has 2",
+        "e": "KeyError: 'gone'",
+    }
+
+
+@pytest.mark.parametrize("threshold", [90.0, -1.1, math.nan])
+def test_a_threshold_that_is_no_cosine_is_refused(threshold: float) -> None:
+    with pytest.raises(BadSpec, match="the threshold of Near is a cosine"):
+        Near(lambda text: (float(len(text)),), threshold)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from metier_infra.errors import BadInput, BadSpec, UnknownWorkflow, WorkflowBroken
 from metier_infra.words import Candidate, Decision
+from metier_workflows.choosers import Verdict, route
 from metier_workflows.node import agent, agents, decide
 from metier_workflows.workflow import Graph, Workflow, Workflows, load_workflows, shape, workflow
 
@@ -46,6 +47,10 @@ async def other(state: State) -> dict[str, Any]:
 
 def pick(state: State) -> str:
     return "b" if state["x"] else "c"
+
+
+def text_alone(verdict: Verdict) -> dict[str, Any]:
+    return {"log": [verdict.text]}
 
 
 def graph(*, third: bool = False, edge: str = "b", schema: type[State] = State, branch: bool = False) -> Graph:
@@ -83,6 +88,19 @@ def test_every_change_of_shape_is_another_version() -> None:
 def test_a_version_stays_through_an_upgrade_of_metier() -> None:
     """A parked run is pinned to it."""
     assert shape(graph()) == "c85fdfb5ea4b"
+
+
+def test_a_node_whose_answer_no_field_would_take_is_refused_when_the_workflow_is_declared() -> None:
+    def asking(**options: Any) -> Graph:
+        return StateGraph(Wider).add_node("solve", route("a", **options)).add_edge(START, "solve")
+
+    with pytest.raises(
+        BadSpec,
+        match=r"the workflow 'w': the node 'solve' writes its answer to 'answer', which is no field of the state; there are: log, x",
+    ):
+        workflow("w")(asking)
+    assert workflow("w")(lambda: asking(into="x")).name == "w"
+    assert workflow("w")(lambda: asking(into=text_alone)).name == "w"
 
 
 def test_input_is_checked_against_the_declared_model_and_completed() -> None:

@@ -126,6 +126,8 @@ def test_a_choice_is_a_cascade_a_panel_or_one_agent_as_it_may_be(together: Learn
     assert len(cascade.chosen) == len(cascade.weights) > 2
     assert 0 < cascade.enough <= 1
     assert len(one.chosen) == 1
+    assert "they complement each other, and those whose errors go together share a vote" in cascade.reason
+    assert "complement" not in one.reason
 
 
 def test_agents_that_are_not_there_are_left_out_of_a_plan(together: LearnedRouter) -> None:

@@ -93,7 +93,7 @@ def test_what_cannot_be_read_is_refused_with_a_sentence(
 
 
 def test_a_missing_file_and_a_broken_one_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(BadSpec, match="there is no file"):
+    with pytest.raises(BadSpec, match=r"there is no file .*m_q\.parquet; a matrix is two files"):
         read_matrix(tmp_path, "m")
 
     (tmp_path / "m_q.parquet").write_bytes(b"no parquet at all")

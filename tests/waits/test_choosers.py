@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from .kit import House, house_of, through_every_death, until
 
 CARDS = {
     name: AgentCard(name=name, model="m", policy="p", skills={"math": skill} if skill else {})
-    for name, skill in {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.0, "j": 0.0}.items()
+    for name, skill in {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.0, "j": 0.0, "x": 0.5, "y": 0.5}.items()
 }
 ABC = ("a", "b", "c")
 
@@ -77,6 +78,15 @@ NODES: Mapping[str, Chooser] = {
     "capped": panel(*ABC, enough=1.0, cap_usd=0.25),
     "cascade": cascade(*ABC, key=numeric),
     "route": route(*ABC, into=text_alone, override="ask", rules=[rule("b", "c", category="hard", why="hard"), rule("c", tenant="shop")]),
+    "even": panel("x", "y"),
+    "even_fails": panel("x", "y", otherwise="fail"),
+    "even_any": panel("x", "y", otherwise="fail", quorum=0.0),
+    "even_judged": panel("x", "y", otherwise="fail", judge="j"),
+    "high": panel(*ABC, quorum=0.8),
+    "firm": panel(*ABC, otherwise="fail"),
+    "parsed": panel(*ABC, enough=1.0, key=lambda text: str(float(text))),
+    "nobody_judges": panel(*ABC, judge="nobody"),
+    "nobody_writes": panel(*ABC, synthesis="nobody"),
     "any": route(category=lambda text: "math" if text[0].isdigit() else "talk", default="d"),
 }  # fmt: skip
 
@@ -86,6 +96,11 @@ async def then_another(state: State) -> dict[str, Any]:
     found = await panel(*ABC).ask(state["question"], category="math")
     await agent("j").ask("done?")
     return {"text": f"{' '.join(found.agreed)} {found.dissent}"}
+
+
+async def forever(state: State) -> dict[str, Any]:
+    """Somebody is asked, for longer than there is time."""
+    return {"text": (await agent("a").ask(state["question"], timeout_s=math.inf)).text}
 
 
 def own(node: Any) -> Graph:
@@ -99,7 +114,10 @@ def own(node: Any) -> Graph:
 WORKFLOWS = Workflows(
     [
         *(workflow(name)(lambda node=node: graph_of(node)) for name, node in NODES.items()),
-        *(workflow(name)(lambda node=node: own(node)) for name, node in {"twice": twice, "held": then_another}.items()),
+        *(
+            workflow(name)(lambda node=node: own(node))
+            for name, node in {"twice": twice, "held": then_another, "forever": forever}.items()
+        ),
     ]
 )
 
@@ -225,6 +243,7 @@ async def test_without_a_quorum_the_best_is_taken_or_the_default_asked_unless_it
     run = await asked(house, name)
     found = verdict(run)
     assert (found["text"], found["by"], found["quorum"]) == (text, by, False)
+    assert found["support"] == pytest.approx({"4": 0.9, "6": 0.7}.get(text, 0.0) / 2.4)
     assert found["dissent"] == {one: house.helper.says[one] for one in ABC if one not in found["agreed"]}
     assert sorted(await calls(house, run)) == sorted(asked_of)
     assert await house.journal.outcomes.listed(run.run_id) == []
@@ -235,6 +254,12 @@ async def test_without_a_quorum_a_run_fails_where_that_is_declared(house: House)
     run = await asked(house, "strict")
     assert run.failure is not None
     assert "38% of the weight stand behind one answer, which is no quorum" in run.failure.message
+
+
+async def test_a_default_that_says_nothing_takes_nothing_from_what_the_others_said(house: House) -> None:
+    house.helper.says = {"a": "4", "b": "5", "c": "6", "d": " "}
+    found = verdict(await asked(house, "doubt"))
+    assert (found["text"], found["by"], found["quorum"]) == ("4", "vote", False)
 
 
 @pytest.mark.parametrize(
@@ -363,10 +388,19 @@ async def test_what_kind_of_task_it_is_may_be_told_from_its_text_and_where_nobod
     assert sorted(await calls(house, run)) == ["d"]
 
 
-async def test_a_question_that_is_none_breaks_the_workflow_with_a_sentence(house: House) -> None:
-    run = await asked(house, "panel", question=None)
+@pytest.mark.parametrize(("question", "said"), [(None, "NoneType, and no text"), ("", "empty"), (" \n", "empty")])
+async def test_a_question_that_is_none_breaks_the_workflow_with_a_sentence(
+    house: House, question: str | None, said: str
+) -> None:
+    run = await asked(house, "panel", question=question)
     assert run.failure is not None
-    assert "no question to ask: the state's 'question' is NoneType" in run.failure.message
+    assert f"no question to ask: the state's 'question' is {said}" in run.failure.message
+
+
+async def test_a_time_for_an_answer_that_is_none_breaks_the_workflow_and_does_not_hang_it(house: House) -> None:
+    run = await asked(house, "forever")
+    assert run.failure is not None
+    assert "cannot wait inf seconds" in run.failure.message
 
 
 async def test_the_same_question_twice_in_one_node_is_decided_and_asked_twice(house: House) -> None:
@@ -376,6 +410,67 @@ async def test_the_same_question_twice_in_one_node_is_decided_and_asked_twice(ho
     assert len(await house.journal.calls.of_run(run.run_id)) == 4
 
 
+@pytest.mark.parametrize(("name", "quorum"), [("even", False), ("even_any", True), ("even_judged", True)])
+async def test_two_answers_of_the_same_weight_are_no_quorum_unless_a_judge_decides(
+    house: House, name: str, quorum: bool
+) -> None:
+    house.helper.says = {"x": "1", "y": "2", "j": "1"}
+    run = await asked(house, name)
+    assert (verdict(run)["text"], verdict(run)["quorum"]) == ("1", quorum)
+    # and neither is said to be right
+    assert bool(await house.journal.outcomes.listed(run.run_id)) is quorum
+
+
+async def test_where_two_answers_of_the_same_weight_are_not_to_be_told_apart_a_run_that_needs_a_quorum_fails(
+    house: House,
+) -> None:
+    house.helper.says = {"x": "1", "y": "2"}
+    run = await asked(house, "even_fails")
+    assert run.failure is not None
+    assert (
+        "50% of the weight stand behind one answer, and as much behind another, which is no quorum"
+        in run.failure.message
+    )
+
+
+async def test_a_panel_waits_for_as_many_as_its_quorum_needs(house: House) -> None:
+    house.helper.says = dict.fromkeys(ABC, "4")
+    house.helper.holds["c"] = asyncio.Event()
+    async with house.replica():
+        run_id = await house.request("high", question="q", category="math")
+        await until(lambda: answered(house, run_id, 2))
+        house.helper.holds["c"].set()
+        found = verdict(await house.ended(run_id))
+    assert (found["agreed"], found["quorum"]) == (["a", "b", "c"], True)
+
+
+async def test_where_a_run_fails_without_a_quorum_no_router_stops_before_there_is_one(house: House) -> None:
+    house.routers = Standing(Serving(promoted=Version("v1", 3, enough=0.3)))
+    house.helper.says = dict.fromkeys(ABC, "4")
+    house.helper.holds.update({"b": asyncio.Event(), "c": asyncio.Event()})
+    async with house.replica():
+        run_id = await house.request("firm", question="q", category="math")
+        await until(lambda: answered(house, run_id, 1))
+        house.helper.holds["b"].set()
+        found = verdict(await house.ended(run_id))
+    assert (found["agreed"], found["quorum"]) == (["a", "b"], True)
+
+
+async def test_an_answer_that_the_authors_key_breaks_on_agrees_with_nobody_and_loses_nothing(house: House) -> None:
+    house.helper.says = {"a": "no idea", "b": "4", "c": "4.0"}
+    found = verdict(await asked(house, "parsed"))
+    assert (found["text"], found["agreed"], found["dissent"]) == ("4", ["b", "c"], {"a": "no idea"})
+    assert found["uncompared"] == {"a": "ValueError: could not convert string to float: 'no idea'"}
+
+
+@pytest.mark.parametrize(("name", "role"), [("nobody_judges", "judge"), ("nobody_writes", "synthesis")])
+async def test_a_judge_who_is_not_there_is_missed_before_anybody_is_asked(house: House, name: str, role: str) -> None:
+    run = await asked(house, name)
+    assert run.failure is not None
+    assert f"no agent is called 'nobody', which is the {role} of this node; there are: a, b" in run.failure.message
+    assert await calls(house, run) == {}
+
+
 def test_options_that_do_not_go_together_are_refused_when_the_workflow_is_loaded() -> None:
     wrong: Mapping[str, Callable[[], Chooser]] = {
         "one of the two": lambda: panel("a", judge="a", synthesis="b"),
@@ -383,10 +478,20 @@ def test_options_that_do_not_go_together_are_refused_when_the_workflow_is_loaded
         "enough is a share": lambda: cascade("a", enough=1.1),
         "quorum is a share": lambda: route("a", quorum=-0.1),
         "cap_usd is an amount": lambda: panel("a", cap_usd=0.0),
+        "timeout_s is a time in seconds, above 0, and not -5": lambda: panel("a", timeout_s=-5),
+        "timeout_s is a time in seconds, above 0, and not inf": lambda: panel("a", timeout_s=math.inf),
+        "otherwise is one of best, default, fail, and not 'bset'": lambda: panel("a", **misspelt("otherwise", "bset")),
+        "key is a function such as metier.numeric": lambda: panel("a", **misspelt("key", "numeric")),
+        "the rule 'dear' names no agent": lambda: route("a", rules=[rule(category="x", why="dear")]),
     }
     for why, declare in wrong.items():
         with pytest.raises(BadSpec, match=why):
             declare()
+
+
+def misspelt(option: str, value: Any) -> Any:
+    """An option as no type checker lets it pass."""
+    return {option: value}
 
 
 @dataclass(frozen=True)
@@ -395,12 +500,15 @@ class Version:
 
     version: str
     size: int
+    enough: float = 1.0
     seen: list[str] = field(default_factory=list[str])
 
     def choose(self, asked: Asked, agents: Sequence[str], topologies: Collection[Topology]) -> Choice:
         self.seen.append(asked.text)
         chosen = tuple(agents[-self.size :])
-        return Choice("panel", chosen, (1.0,) * self.size, tuple(Option(one, 0.5, 1.0) for one in chosen), "last", 1.0)
+        return Choice(
+            "panel", chosen, (1.0,) * self.size, tuple(Option(one, 0.5, 1.0) for one in chosen), "last", self.enough
+        )
 
 
 async def test_a_router_decides_and_after_a_crash_what_it_decided_stands_though_another_version_does_by_then(

@@ -74,14 +74,19 @@ def replay(run_id: RunArgument, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps([one.model_dump(mode="json") for one in found]))
     for one in found if not as_json else ():
-        made = (
-            f": {', '.join(one.made.chosen)} in place of {', '.join(one.kept.chosen)}"
-            if one.made and one.result == "another"
-            else ""
-        )
-        typer.echo(f"decision {one.decision_id[:12]} by {shown(one.router)}: {one.result}{made}")
+        typer.echo(shown(f"decision {one.decision_id[:12]} by {one.router}: {one.result}{_apart(one)}"))
     if any(one.result == "another" for one in found):
         raise typer.Exit(1)
+
+
+def _apart(one: Replayed) -> str:
+    """What is another."""
+    if one.made is None or one.result != "another":
+        return ""
+    if one.made.chosen != one.kept.chosen:
+        return f": {', '.join(one.made.chosen)} in place of {', '.join(one.kept.chosen)}"
+    now, then = one.made.model_dump(), one.kept.model_dump()
+    return f": the same agents, with another {', '.join(name for name in now if now[name] != then[name])}"
 
 
 async def again(journal: Journal, kept: Kept) -> Replayed:

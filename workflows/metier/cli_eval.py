@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from metier.terminal import console, on_terminal, one_interrupt
 from metier_infra import failpoints, telemetry
 from metier_infra.errors import BadSettings, BadSpec
 from metier_infra.journal import Journal
+from metier_infra.words import AgentCard
 from metier_workflows.evaluating import capture as capturing
 from metier_workflows.evaluating.budget import Purse
 from metier_workflows.evaluating.results import (
@@ -35,12 +36,13 @@ from metier_workflows.evaluating.results import (
     Head,
     Result,
     begin,
+    newest,
     read_evaluated,
     read_head,
     read_results,
     write_set,
 )
-from metier_workflows.evaluating.samples import LONGEST_LINE, Sample, line_of, read_set
+from metier_workflows.evaluating.samples import LONGEST_LINE, Sample, line_of, placed_set, read_set
 from metier_workflows.evaluating.scorers import Code
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from metier.eval_system import Wanted
 
 EVALS = Path(".metier/evals")
+LONGEST_CALL_S = 7 * 86_400.0
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, for machines.")]
 SetFile = Annotated[Path, typer.Argument(metavar="SET", help="A file of samples, one JSON object a line.")]
 Judges = Annotated[str, typer.Option(metavar="A,B,…", help="Who grades samples that are judged and name no judges.")]
@@ -84,7 +87,9 @@ def run(
     folder: Out = None,
     resume: Resume = False,
     retry_failed: RetryFailed = False,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Of each call; seconds.")] = 300.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1, max=LONGEST_CALL_S, help="Of each call; seconds.")
+    ] = 300.0,
     min_accuracy: MinAccuracy = None,
     baseline: Baseline = None,
     distributed: Distributed = False,
@@ -96,15 +101,17 @@ def run(
     twice. With a budget, what is under way is still ended, and what was not asked is told. Exit code 0: well; 1: below the bar, significantly worse
     than the baseline, or not finished where there is one of these; 2: something is wrong with the set or the settings.
     """
-    from metier.eval_run import asked_agents, todos, with_judges
+    from metier.eval_run import asked_agents, check_judges, todos, with_judges
     from metier.eval_scoring import check_schemas
     from metier.eval_system import Wanted
 
     names = _names("--agents", agents)
-    samples = with_judges(read_set(path), _names("--judges", judges) if judges else (), names)
-    check_schemas(samples, str(path))
-    asked, then = asked_agents(samples, names), _baseline(baseline)
-    config = _configured(asked, distributed=distributed)
+    placed = with_judges(placed_set(path), _names("--judges", judges) if judges else (), names)
+    check_schemas(placed)
+    samples = tuple(placed.values())
+    asked, then = asked_agents(samples, names), _baseline(baseline, samples, names)
+    config, cards = _configured(asked, distributed=distributed)
+    check_judges(placed, names, cards)
     folder = _folder(folder, path.stem, samples, resume=resume)
     done = read_results(folder / RESULTS)
     code = any(isinstance(one.scorer, Code) for one in samples)
@@ -112,7 +119,7 @@ def run(
     pairs = todos(samples, names, done, failed_again=retry_failed)
     telemetry.start("eval", config.role.instance)
     try:
-        left = asyncio.run(_ask(config, wanted, pairs, _purse(done, budget_usd, budget_tokens), timeout_s))
+        left = asyncio.run(_ask(config, wanted, samples, pairs, _purse(done, budget_usd, budget_tokens), timeout_s))
     except KeyboardInterrupt:
         typer.echo(f"metier: stopped; the same with --out {folder} --resume goes on, and asks nothing twice", err=True)
         raise
@@ -128,17 +135,20 @@ def _names(option: str, text: str) -> tuple[str, ...]:
     return names
 
 
-def _baseline(path: Path | None) -> list[Result] | None:
-    """Earlier results: a file of them, or the folder in which it lies. Raises `BadSpec`."""
+def _baseline(path: Path | None, samples: Sequence[Sample], agents: Collection[str]) -> list[Result] | None:
+    """Earlier results: a file of them, or the folder in which it lies. Raises `BadSpec`, also where they are of other samples or agents."""
     if path is None:
         return None
     found = read_results(path / RESULTS if path.is_dir() else path)
     if not found:
         raise BadSpec(f"{path}: there are no results of `metier eval run`")
+    if not any(one.agent in agents for one in newest(found, samples)):
+        raise BadSpec(f"{path}: no result there is of one of these agents and of a sample as it is in this set")
     return found
 
 
-def _configured(asked: Collection[str], *, distributed: bool) -> Config:
+def _configured(asked: Collection[str], *, distributed: bool) -> tuple[Config, Mapping[str, AgentCard]]:
+    """The settings, and what is known of the agents: nothing, where they are those of a system that runs elsewhere."""
     from metier.eval_system import check_agents
 
     if distributed:
@@ -146,9 +156,7 @@ def _configured(asked: Collection[str], *, distributed: bool) -> Config:
     config = configuration.configure()
     configuration.configure_logs("error")
     failpoints.arm(config.role.failpoints)
-    if not distributed:
-        check_agents(config, asked)
-    return config
+    return config, {} if distributed else check_agents(config, asked)
 
 
 def _folder(given: Path | None, name: str, samples: Sequence[Sample], *, resume: bool) -> Path:
@@ -164,9 +172,7 @@ def _folder(given: Path | None, name: str, samples: Sequence[Sample], *, resume:
     if resume and not there:
         raise BadSettings(f"{folder} holds no evaluation to go on with; without --resume one is begun there")
     try:
-        if there:
-            write_set(folder / SET, samples)
-        else:
+        if not there:
             begin(folder, Head(id=token_hex(8), name=name), samples)
     except OSError as error:
         raise BadSettings(f"{folder}: nothing can be written there: {error.strerror}") from error
@@ -181,12 +187,15 @@ def _purse(done: Iterable[Result], usd: float | None, tokens: int | None) -> Pur
     return purse
 
 
-async def _ask(config: Config, wanted: Wanted, pairs: Sequence[Todo], purse: Purse, timeout_s: float) -> list[Todo]:
-    """Ask these pairs, showing progress; those that are left."""
+async def _ask(
+    config: Config, wanted: Wanted, samples: Sequence[Sample], pairs: Sequence[Todo], purse: Purse, timeout_s: float
+) -> list[Todo]:
+    """Ask these pairs, showing progress; those that are left. The set in the folder becomes this one only once no other process is at work there."""
     from metier.eval_run import Evaluation
     from metier.eval_system import opened
 
     if not pairs or purse.empty:
+        _keep_set(wanted.folder, samples)
         return list(pairs)
     columns = (
         TextColumn("{task.description}"),
@@ -199,6 +208,7 @@ async def _ask(config: Config, wanted: Wanted, pairs: Sequence[Todo], purse: Pur
     with one_interrupt(), shown as progress:
         bar = progress.add_task("asked", total=len(pairs))
         async with opened(config, wanted) as (system, scoring):
+            _keep_set(wanted.folder, samples)
             evaluation = Evaluation(
                 system,
                 wanted.folder,
@@ -210,6 +220,14 @@ async def _ask(config: Config, wanted: Wanted, pairs: Sequence[Todo], purse: Pur
                 told=lambda _: progress.advance(bar),
             )
             return await evaluation.run(pairs)
+
+
+def _keep_set(folder: Path, samples: Sequence[Sample]) -> None:
+    """Raises `BadSettings`."""
+    try:
+        write_set(folder / SET, samples)
+    except OSError as error:
+        raise BadSettings(f"{folder}: nothing can be written there: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -230,15 +248,15 @@ def _tell(ended: _Ended, *, as_json: bool) -> None:
 
     found = read_evaluated(ended.folder)
     found = replace(found, results=tuple(one for one in found.results if one.agent in ended.agents))
-    against = report.compared(found.results, ended.then) if ended.then is not None else []
+    against = report.compared(found.results, ended.then) if ended.then is not None else None
     wrong = report.faults(found.results, left=len(ended.left), least=ended.least, against=against)
-    document = report.document(found, left=len(ended.left), against=against, wrong=wrong) | {
+    document = report.document(found, left=len(ended.left), against=against or [], wrong=wrong) | {
         "folder": str(ended.folder)
     }
     if as_json:
         typer.echo(json.dumps(document))
     else:
-        out.print(*eval_tables.tables(report.rows(found), against), sep="\n")
+        out.print(*eval_tables.tables(report.rows(found), against or []), sep="\n")
         typer.echo(f"results are in {ended.folder}")
     if ended.left:
         typer.echo(
@@ -247,6 +265,8 @@ def _tell(ended: _Ended, *, as_json: bool) -> None:
         )
     for name in report.mixed(found.results):
         typer.echo(f"{name} was changed in between: its answers are of several versions of it", err=True)
+    for name in report.uncompared(against or []):
+        typer.echo(f"{name} is not compared: the baseline has no score of it for a sample of this set", err=True)
     for sentence in wrong:
         typer.echo(f"metier: {sentence}", err=True)
     if wrong:

@@ -28,6 +28,7 @@ from metier_infra.messages import Envelope
 from metier_infra.outcomes import Outcome
 from metier_infra.rows import Run
 from metier_infra.service import send
+from metier_workflows.outcomes import reported
 
 TAKEN_S = 10.0
 """How long a command waits to see that an orchestrator wrote the outcome down."""
@@ -62,13 +63,22 @@ def report(
         await send(system.bus, OUTCOMES, event)
         return await _taken(system.journal, event), event.id
 
-    taken, event_id = run_command(client.connect, work)
+    stands, event_id = run_command(client.connect, work)
     if as_json:
-        typer.echo(json.dumps({"event_id": event_id, "taken": taken is not None}))
-    elif taken is None:
-        typer.echo(f"outcome {event_id[:8]} was sent; no orchestrator has taken it yet")
+        ours = stands is not None and stands.event_id == event_id
+        typer.echo(json.dumps({"event_id": event_id, "taken": ours, "stands": stands.event_id if stands else None}))
     else:
-        typer.echo(f"outcome of run {taken.run_id[:12]} is taken: {taken.score:g}")
+        typer.echo(_sentence(stands, event_id))
+
+
+def _sentence(stands: Outcome | None, event_id: str) -> str:
+    """What became of a report, when this word stands."""
+    if stands is None:
+        return f"outcome {event_id[:8]} was sent; no orchestrator has taken it yet"
+    if stands.event_id != event_id:
+        at = datetime.fromtimestamp(stands.said_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return f"outcome {event_id[:8]} was sent and does not count: a word of {shown(stands.by)} about the same says {stands.score:g}, and bears a later time, {at} UTC"
+    return f"outcome of run {stands.run_id[:12]} is taken: {stands.score:g}"
 
 
 async def _said(journal: Journal, run: Run, agent: str | None, told: dict[str, object]) -> OutcomeReported:
@@ -99,12 +109,13 @@ async def _decision(journal: Journal, run: Run, beginning: str) -> str:
 
 
 async def _taken(journal: Journal, event: Envelope[OutcomeReported]) -> Outcome | None:
-    """The outcome in the journal, once it is there; None where that takes too long."""
-    ends = time.monotonic() + TAKEN_S
+    """The outcome in the journal, or one in its place that bears a later time, once it is there; None where that takes too long."""
+    ends, ours = time.monotonic() + TAKEN_S, reported(event)
     while time.monotonic() < ends:
         said = await journal.outcomes.listed(event.data.run_id, limit=1000)
-        if taken := next((one for one in said if one.event_id == event.id), None):
-            return taken
+        of_it = (one for one in said if one.outcome_id == ours.outcome_id)
+        if stands := next((one for one in of_it if (one.said_at, one.event_id) >= (ours.said_at, ours.event_id)), None):
+            return stands
         await asyncio.sleep(0.05)
     return None
 

@@ -19,7 +19,7 @@ from metier.cli_runs import Json, find_run, out, run_command
 from metier.configuration import Config
 from metier.router_versions import find as find_router
 from metier.terminal import on_terminal, shown
-from metier_infra.errors import BadSettings, MissingRouter
+from metier_infra.errors import BadSettings, MetierError, MissingRouter
 from metier_infra.journal import Journal
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LONGEST = 60
 """Characters of a text that the table shows."""
+LONGEST_S = 86_400.0
 
 
 def command(
@@ -49,15 +50,18 @@ def command(
     budget_usd: Annotated[
         float | None, typer.Option("--budget", min=0, help="With --ask-models: what each run may spend on them; USD.")
     ] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Of each replay; seconds.")] = 120.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1, max=LONGEST_S, help="Of each replay; seconds.")
+    ] = 120.0,
     as_json: Json = False,
 ) -> None:
     """Run recorded runs again in this process, with something else in them, and show what would differ and what cannot be known.
 
     Tool results come from the record and no tool is run; nothing is published, and the journal stays as it is. Recorded and scripted
-    models answer for free; a real model is asked only with --ask-models and a budget.
+    models answer for free; a real model is asked only with --ask-models and a budget. Of several runs those that can be replayed are shown,
+    and then what is wrong with the first of the others.
     """
-    from metier.replay import Models, replay
+    from metier.replay import Models, check_ended, replay
 
     if ask_models and budget_usd is None:
         raise BadSettings("--ask-models needs a --budget, in USD")
@@ -65,16 +69,35 @@ def command(
         raise BadSettings(f"--with changes one thing at a time: {' or '.join(changed)}")
     models = Models(ask_models, budget_usd)
 
-    async def work(found: tuple[Config, Journal]) -> list[Replayed]:
+    async def work(found: tuple[Config, Journal]) -> tuple[list[Replayed], list[MetierError]]:
         config, journal = found
         wanted = await _with(journal, changed[0] if changed else "")
         runs = [await find_run(journal, one) for one in run_ids]
+        for one in runs:
+            check_ended(one)
         shown_runs = track(
             runs, "replayed", console=Console(stderr=True), transient=True, disable=not on_terminal(sys.stderr)
         )
-        return [await replay(config, journal, run, wanted, models, timeout_s=timeout_s) for run in shown_runs]
+        made: list[Replayed] = []
+        wrong: list[MetierError] = []
+        for run in shown_runs:
+            try:
+                made.append(await replay(config, journal, run, wanted, models, timeout_s=timeout_s))
+            except* MetierError as errors:
+                wrong.append(_first(errors))
+        return made, wrong
 
-    _show(run_command(_reading, work), as_json=as_json)
+    made, wrong = run_command(_reading, work)
+    if made or not wrong:
+        _show(made, as_json=as_json)
+    if wrong:
+        raise wrong[0]
+
+
+def _first(errors: BaseExceptionGroup[MetierError]) -> MetierError:
+    """Of what went wrong at once."""
+    one = errors.exceptions[0]
+    return _first(one) if isinstance(one, BaseExceptionGroup) else one
 
 
 @asynccontextmanager

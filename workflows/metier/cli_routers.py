@@ -29,7 +29,7 @@ from metier_infra.errors import BadSettings
 from metier_infra.events import RouterMoveRequested
 from metier_infra.journal import Journal
 from metier_infra.messages import Envelope
-from metier_infra.routers import EVERYONE, RouterVersion, Stages, Verdict
+from metier_infra.routers import EVERYONE, Move, RouterVersion, Stages, Verdict
 
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="A version, or a beginning that no other one shares.")]
 Tenant = Annotated[str | None, typer.Option(help="Of this tenant alone. Default: of all that have none of their own.")]
@@ -72,15 +72,17 @@ def fit(
 ) -> None:
     """Fit a router version and store it. It stands nowhere until it is moved."""
     from metier import router_work
+    from metier_workflows.choosing.fitting import LEAST_LABELS
 
     source = Source(from_outcomes, eval_set, matrix, tenant, _names(columns))
     who = by or getpass.getuser()
     found = run_command(_writing, lambda journal: router_work.fit(journal, source, by=who, seed=seed, explores=explore))
-    told = found.fitted_on
+    told, rows = found.fitted_on, int(str(found.fitted_on["rows"]))
+    few = f" (fewer than {LEAST_LABELS}, so that it asks the best single agent)" if rows < LEAST_LABELS else ""
     typer.echo(
         found.model_dump_json()
         if as_json
-        else f"{found.version}: fitted on {told['rows']} rows of {told['name']}; `metier routers judge {found.version}` is next"
+        else f"{found.version}: fitted on {rows} {'row' if rows == 1 else 'rows'} of {shown(str(told['name']))}{few}; `metier routers judge {found.version}` is next"
     )
 
 
@@ -92,7 +94,10 @@ def judge(
     tenant: Whose = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a version by the decisions that were logged, and by an eval set; keep what was found with it. Exit code 1 where it is significantly worse."""
+    """Judge a version by the decisions that were logged, and by an eval set; keep what was found with it. Exit code 1 where it is significantly worse.
+
+    Of what this tells nothing (no eval set is named, say) the finding of an earlier judgement stands.
+    """
     from metier import router_work
 
     source = Source(False, eval_set, matrix, tenant, _names(columns))
@@ -103,7 +108,13 @@ def judge(
 
     found, verdict = run_command(_writing, work)
     told = found.model_dump(mode="json") | {"report": verdict.model_dump(mode="json")}
-    typer.echo(json.dumps(told) if as_json else f"{found.version} is {verdict.verdict}: {verdict.why}")
+    before = found.report.verdict if found.report else verdict.verdict
+    other = f" (it was {before})" if before != verdict.verdict else ""
+    typer.echo(
+        json.dumps(told | {"before": found.report and found.report.model_dump(mode="json")})
+        if as_json
+        else f"{found.version} is {verdict.verdict}{other}: {shown(verdict.why)}"
+    )
     if verdict.verdict == "worse":
         raise typer.Exit(1)
 
@@ -148,7 +159,7 @@ def promote(
 
 
 def roll_back(version: Version, tenant: Tenant = None, by: By = None, note: Note = "", as_json: Json = False) -> None:
-    """Take a version out. If it decided, the one before decides again."""
+    """Take a version out. If it decided, the one before decides again; if it decided earlier, it is not gone back to."""
     _move(version, "rolled_back", {"tenant": tenant, "by": by, "note": note}, as_json=as_json)
 
 
@@ -173,8 +184,18 @@ def _sentence(one: Moved) -> str:
         return f"{one.router} is not moved: {one.failure.code}: {shown(one.failure.message)}"
     if one.move is None:
         return f"{one.router}: the request was sent; no orchestrator has taken it yet"
-    other = f"; {one.move.other} decides again" if one.move.other and one.move.stage == "rolled_back" else ""
-    return f"{one.router}: {one.move.stage_before} to {one.move.stage}{other}"
+    return f"{one.router}: {one.move.stage_before} to {one.move.stage}{_instead(one.move)}"
+
+
+def _instead(move: Move) -> str:
+    """Who decides once a version is rolled back."""
+    if move.stage != "rolled_back" or move.stage_before == "shadow":
+        return ""
+    if move.stage_before == "fitted":
+        return "; it is not gone back to"
+    if move.other:
+        return f"; {move.other} decides again"
+    return f"; {'what stands for all tenants' if move.tenant else 'no version'} decides now"
 
 
 def list_routers(as_json: Json = False) -> None:

@@ -22,6 +22,8 @@ APART = 16
 """Between two names, one under the other."""
 SHOWN = 44
 """Characters of a name that are drawn; all of it is in the tables."""
+MOST_MARKS, LARGEST_POWER = 12, 300
+"""Marks on an axis of costs, and the powers of ten that floats have with room to spare."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,11 @@ def _rows(y: Axis) -> str:
 
 
 def _columns(x: Axis, height: float) -> str:
-    marks = [base * 10.0**power for power in range(math.floor(x.low), math.ceil(x.high) + 1) for base in (1, 2, 5)]
+    powers = range(max(math.floor(x.low), -LARGEST_POWER), min(math.ceil(x.high), LARGEST_POWER) + 1)
+    marks = [base * 10.0**power for power in powers for base in (1, 2, 5)]
     inside = [mark for mark in marks if x.low <= math.log10(mark) <= x.high]
-    few = inside if len(inside) <= 12 else [mark for mark in inside if f"{mark:.0e}".startswith("1")]
+    few = inside if len(inside) <= MOST_MARKS else [mark for mark in inside if f"{mark:.0e}".startswith("1")]
+    few = few[:: math.ceil(len(few) / MOST_MARKS) or 1]
     return "\n".join(
         f'<path class="grid" d="M{x(math.log10(mark))} {TOP}V{height - BOTTOM}"/>'
         f'<text class="soft" x="{x(math.log10(mark))}" y="{height - BOTTOM + 15}" text-anchor="middle">{thousand(mark / 1000)}</text>'

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -22,7 +22,7 @@ from metier_infra.errors import BadSettings, DeadlineMissed, MetierError
 from metier_infra.events import Event, RequestRejected
 from metier_infra.messages import Envelope
 from metier_infra.rows import Call, Run
-from metier_infra.words import Failure, RunId, stable_id
+from metier_infra.words import AgentCard, Failure, RunId, stable_id
 from metier_workflows.evaluating import judging, results
 from metier_workflows.evaluating.asking import NAME, Asked, Pair
 from metier_workflows.evaluating.budget import Purse
@@ -263,17 +263,26 @@ def _short(failure: Failure | None) -> Failure | None:
     return failure and Failure(code=failure.code, message=failure.message[:1000])
 
 
-def with_judges(samples: Iterable[Sample], judges: tuple[str, ...], agents: Sequence[str]) -> tuple[Sample, ...]:
-    """The samples, those to be judged with these judges where they name none. Raises `BadSettings` where an agent's answer would have no judge."""
-    given = tuple(_judged_by(one, judges) for one in samples)
-    for one in given:
-        scorer = one.scorer
-        for agent in agents if isinstance(scorer, Judged) else ():
-            if isinstance(scorer, Judged) and not judging.panel(scorer, agent, {}):
-                raise BadSettings(
-                    f"the sample {one.id} is judged, and nobody is there to judge {agent}: name judges with --judges, or in the sample (an agent does not judge itself unless `own` is true)"
-                )
+def with_judges(placed: Mapping[str, Sample], judges: tuple[str, ...], agents: Sequence[str]) -> dict[str, Sample]:
+    """The samples by their places, those to be judged with these judges where they name none. Raises `BadSettings` where an agent's answer would have no judge."""
+    given = {place: _judged_by(one, judges) for place, one in placed.items()}
+    check_judges(given, agents, {})
     return given
+
+
+def check_judges(placed: Mapping[str, Sample], agents: Sequence[str], cards: Mapping[str, AgentCard]) -> None:
+    """Raise `BadSettings` where an agent's answer would have no judge: it would be asked, and paid for, and have no score. `cards` tell models, as far as they are known."""
+    for place, one in placed.items():
+        for agent in agents:
+            if isinstance(one.scorer, Judged) and not judging.panel(one.scorer, agent, cards):
+                raise BadSettings(f"{place}: nobody is there to judge {agent}: {_unjudged(one.scorer, agent, cards)}")
+
+
+def _unjudged(scorer: Judged, agent: str, cards: Mapping[str, AgentCard]) -> str:
+    others = [name for name in scorer.judges if name != agent]
+    if others and agent in cards:
+        return f"whoever else is named ({', '.join(others)}) has its model, {cards[agent].model}; name a judge of another model, or set `own` to true"
+    return "name judges with --judges, or in the sample (an agent does not judge itself unless `own` is true)"
 
 
 def _judged_by(sample: Sample, judges: tuple[str, ...]) -> Sample:

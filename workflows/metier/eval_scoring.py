@@ -9,7 +9,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -44,11 +44,11 @@ TOOL = "python"
 _HOISTED = ("$schema", "$defs", "definitions")
 
 
-def check_schemas(samples: Iterable[Sample], place: str) -> None:
-    """Raise `BadSpec` for a schema that we do not take, and `MissingPackage` where there is one and no library for it."""
-    for one in samples:
+def check_schemas(placed: Mapping[str, Sample]) -> None:
+    """Raise `BadSpec` for a schema that we do not take, by the sample's place, and `MissingPackage` where there is one and no library for it."""
+    for place, one in placed.items():
         if isinstance(one.scorer, Schema) and (why := refusal_of(_wrapped(one.scorer.fits))):
-            raise BadSpec(f"{place}: {one.id}: scorer.fits: {why}")
+            raise BadSpec(f"{place}: scorer.fits: {why}")
 
 
 def _wrapped(schema: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
@@ -61,11 +61,16 @@ def _wrapped(schema: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 def by_schema(schema: Mapping[str, JsonValue], answer: str) -> Score:
     """1 where the answer is JSON that fits."""
     try:
-        value: JsonValue = json.loads(block_of(answer))
+        value: JsonValue = json.loads(block_of(answer), parse_constant=_no_json)
     except (ValueError, RecursionError):
         return Score(value=0.0, reason="the answer is not JSON")
     problem = problem_of_schema(_wrapped(schema))({"answer": value})
     return Score(value=0.0, reason=problem[:500]) if problem else Score(value=1.0)
+
+
+def _no_json(constant: str) -> None:
+    """Python reads NaN and Infinity, which JSON does not have."""
+    raise ValueError(constant)
 
 
 @dataclass(frozen=True)

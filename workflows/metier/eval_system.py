@@ -15,6 +15,7 @@ from metier import client, compose, compose_tools, configuration, roles
 from metier.configuration import Config, System
 from metier.eval_scoring import TOOL, Sandboxed, Scoring
 from metier_infra.errors import MissingService, UnknownAgent
+from metier_infra.words import AgentCard
 from metier_tools.lane import ToolLane
 from metier_workflows.evaluating import asking
 from metier_workflows.evaluating.results import JOURNAL
@@ -51,11 +52,12 @@ async def opened(config: Config, wanted: Wanted) -> AsyncGenerator[tuple[System,
         yield found
 
 
-def check_agents(config: Config, agents: Collection[str]) -> None:
-    """Raise `UnknownAgent` for a name that no agent file has."""
+def check_agents(config: Config, agents: Collection[str]) -> dict[str, AgentCard]:
+    """What is known of the agents. Raises `UnknownAgent` for a name that no agent file has."""
     specs = compose.agent_specs(config)
     for name in sorted(set(agents) - specs.keys()):
         raise UnknownAgent(f"no agent is called {name!r}; there are: {', '.join(sorted(specs))}")
+    return compose.cards(config, specs, compose.bundles(config, specs))
 
 
 @asynccontextmanager

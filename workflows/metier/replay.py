@@ -72,13 +72,20 @@ class Models:
     budget_usd: float | None = None
 
 
+def check_ended(run: Run) -> None:
+    """Raise `BadSettings` for a run that goes on."""
+    if not run.ended:
+        raise BadSettings(f"run {run.run_id} is {run.status}: it can be replayed once it has ended")
+
+
 async def replay(
     config: Config, journal: Journal, run: Run, changed: With, models: Models, *, timeout_s: float
 ) -> Replayed:
     """What would differ. Nothing is written to `journal`. Raises `BadSettings`, `UnknownAgent`, `UnknownWorkflow` or `DeadlineMissed`."""
-    if not run.ended:
-        raise BadSettings(f"run {run.run_id} is {run.status}: it can be replayed once it has ended")
+    check_ended(run)
     record, unknown = await record_of(journal, run), Unknown()
+    if run.status == "cancelled":
+        unknown.say("when it would have been given up: somebody cancelled it, and a replay goes to its end")
     if changed.what == "router" and not any(one.wanted for one in record.decisions):
         unknown.say("what a router would choose: no decision of this run was left to one")
     answers = Answers(record, changed.stays)
@@ -95,10 +102,11 @@ async def _alone(
     """A system for this replay alone: an orchestrator and a worker over memory."""
     from metier_infra.database import migrate
     from metier_infra.sqlite_journal import SqliteDatabase
+    from metier_workflows.evaluating import asking
     from metier_workflows.workflow import load_workflows
 
     alone = configuration.standalone(config)
-    workflows = load_workflows(name.strip() for name in alone.role.workflows.split(","))
+    workflows = load_workflows([asking.MODULE, *(name.strip() for name in alone.role.workflows.split(","))])
     workflows.find(record.run.workflow, record.run.version)
     specs = _specs(alone, changed)
     async with AsyncExitStack() as stack:

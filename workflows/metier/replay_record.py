@@ -7,7 +7,7 @@ its order.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -176,19 +176,19 @@ class RecordedLane:
     """A tool lane that gives recorded results and runs nothing."""
 
     def __init__(self, record: Record, unknown: Unknown) -> None:
-        made = [row for row in record.tools if row.result is not None]
-        self._results: Mapping[tuple[str, str], ToolResult] = {
-            (row.tool, digest_of(row.arguments)): ToolResult.model_validate(row.result) for row in made
-        }
+        self._results: defaultdict[tuple[str, str], deque[ToolResult]] = defaultdict(deque)
+        for row in record.tools:
+            if row.result is not None:
+                self._results[row.tool, digest_of(row.arguments)].append(ToolResult.model_validate(row.result))
         self._unknown = unknown
 
     async def call(self, call: ToolCall) -> ToolResult:
-        """See `ToolLane.call`. Raises `NotRecorded`."""
+        """See `ToolLane.call`: of several results of the same arguments each in its order, and then the last one. Raises `NotRecorded`."""
         found = self._results.get((call.tool, digest_of(call.arguments)))
-        if found is None:
+        if not found:
             self._unknown.say(f"what {call.tool} gives for other arguments than were recorded")
             raise NotRecorded(f"no result of {call.tool} is recorded for these arguments, and a replay runs no tool")
-        return found
+        return found.popleft() if len(found) > 1 else found[0]
 
     async def close(self) -> None:
         """See `ToolLane.close`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from pydantic import JsonValue
 
@@ -64,7 +65,7 @@ async def said(journal: Journal, tenant: str | None, *, page: int = 500) -> Page
 
 
 async def judge(journal: Journal, version: RouterVersion, source: Source) -> Verdict:
-    """Judge a version by what was logged, and by the eval set or matrix if one is named, and keep what was found."""
+    """Judge a version by what was logged, and by the eval set or matrix if one is named, and keep what was found, with what earlier judgements found of the rest."""
     router = stored.load(await _body(journal, version.version))
     since = version.fitted_at if version.fitted_on.get("source") == "outcomes" else 0.0
     answers = (await said(journal, source.tenant)).answers
@@ -75,10 +76,19 @@ async def judge(journal: Journal, version: RouterVersion, source: Source) -> Ver
     if matrix is not None:
         same = router_data.digest(matrix) == version.fitted_on.get("digest")
         baseline = await _promoted(journal, source.tenant)
-        sets = router_judging.on_set(router, matrix, baseline=baseline, same=same)
-    verdict = router_judging.verdict(log, sets)
+        place = source.eval_set or source.matrix
+        sets = replace(
+            router_judging.on_set(router, matrix, baseline=baseline, same=same), name=place.name if place else ""
+        )
+    verdict = router_judging.verdict(log, sets, _earlier(version))
     await journal.routers.judge(version.version, verdict)
     return verdict
+
+
+def _earlier(version: RouterVersion) -> router_judging.Earlier | None:
+    if version.report is None or version.judged_at is None:
+        return None
+    return router_judging.Earlier(version.report, version.judged_at)
 
 
 async def _tried(journal: Journal, answers: Iterable[Answered]) -> list[Router]:

@@ -9,19 +9,19 @@ One decision chooses the agents and how they are asked (`deciding`); `asking` as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack, cast
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict, Unpack, cast, get_args
 
 from pydantic import Field, JsonValue
 
 from metier_infra.errors import BadInput, BadSpec, CallFailed, DeadlineMissed, LimitReached, WorkflowBroken
-from metier_infra.words import Answer, Named, Task, Wanted
+from metier_infra.words import AgentCard, Answer, Decision, Named, Task, Wanted
 from metier_workflows import judging
 from metier_workflows.asking import Votes, code_of, collect
 from metier_workflows.choosing.router import Topology
 from metier_workflows.node import DEFAULT_TIMEOUT_S, Cap, Chosen, here
-from metier_workflows.panel import EPSILON, Key, Synthesis, plain, spoken_for
+from metier_workflows.panel import EPSILON, Key, Near, Synthesis, plain, spoken_for, tied, unkeyed
 
 Otherwise = Literal["best", "default", "fail"]
 Read = Callable[[Any], Any]
@@ -31,14 +31,16 @@ TWO_THIRDS = 2 / 3
 class Verdict(Synthesis):
     """What came of asking: the answer, who is behind it, and who said what else.
 
-    `quorum` tells whether as much of the weight stands behind it as was wanted, or a judge or writer settled it; `by` what made it: the `vote`, a `judge`, a `synthesis`, or the `default` agent that was
-    asked in the end. `failed` has the code of each failure, by agent; outcomes can be reported of the `decision_id`.
+    `quorum` tells whether as much of the weight stands behind it as was wanted, and more than behind any other, or a judge or writer settled it; `by` what made it: the `vote`, a `judge`, a
+    `synthesis`, or the `default` agent that was asked in the end. `failed` has the code of each failure, by agent, `uncompared` why the key of agreement made nothing of an answer;
+    outcomes can be reported of the `decision_id`.
     """
 
     by: Literal["vote", "judge", "synthesis", "default"] = "vote"
     quorum: bool = True
     topology: Topology = "specialist"
     failed: dict[str, str] = Field(default_factory=dict[str, str])
+    uncompared: dict[str, str] = Field(default_factory=dict[str, str])
     decision_id: str = ""
 
 
@@ -67,7 +69,12 @@ def rule(
     topology: Literal["cascade", "panel"] | None = None,
     why: str = "a rule",
 ) -> Rule:
-    """Ask these `agents` for tasks of a category, of a tenant, or whose text fits `when`; several of them as a panel, unless a cascade is wanted. `why` is told."""
+    """Ask these `agents` for tasks of a category, of a tenant, or whose text fits `when`; several of them as a panel, unless a cascade is wanted. `why` is told.
+
+    Raises `BadSpec` where it names nobody.
+    """
+    if not agents:
+        raise BadSpec(f'the rule {why!r} names no agent: rule("coder", category="code"), say')
     return Rule(agents, _set(category), _set(tenant), when, topology, why)
 
 
@@ -86,9 +93,9 @@ class Options(TypedDict, total=False):
         override: the field in which the input may name an agent, or several; that goes before the rules. Default: none.
         default: who is asked where a router knows too little. Default: who declares the most skill.
         key: what makes two texts the same answer. Default: `plain`.
-        enough: so much of the weight behind one answer, and the others are not waited for or asked; a router may say otherwise. Default: two thirds.
-        quorum: so much of the weight of all who were chosen has to stand behind the answer, 0 to 1. Default: a half.
-        otherwise: where it does not: take the `best` there is, ask the `default`, or `fail`. Default: `best`.
+        enough: so much of the weight behind one answer, and the others are not waited for or asked; not less than the quorum. A router may say otherwise. Default: two thirds.
+        quorum: so much of the weight of all who were chosen has to stand behind the answer, 0 to 1, and more than behind any other. Default: a half.
+        otherwise: where it does not: take the `best` there is, ask the `default`, or `fail`; in the last two cases no router stops before the quorum. Default: `best`.
         judge: an agent that says which answer is right, where not enough agree.
         synthesis: an agent that then writes one answer of all.
         timeout_s: how long an answer is waited for; seconds. Default: 300.
@@ -131,16 +138,28 @@ def _chooser(agents: tuple[str, ...], topologies: tuple[Topology, ...], options:
     default = options.get("default", ())
     given = {**options, "default": (default,) if isinstance(default, str) else tuple(default)}
     made = Chooser(agents=agents, topologies=topologies, **cast("Any", given))
+    if fault := next(_faults(made), None):
+        raise BadSpec(fault)
+    return made
+
+
+def _faults(made: Chooser) -> Iterator[str]:
+    """What does not go together, in sentences."""
     if made.judge and made.synthesis:
-        raise BadSpec("a judge says which answer is right, a synthesis writes another: name one of the two")
+        yield "a judge says which answer is right, a synthesis writes another: name one of the two"
+    if made.otherwise not in get_args(Otherwise):
+        yield f"otherwise is one of {', '.join(get_args(Otherwise))}, and not {made.otherwise!r}"
     if made.otherwise == "default" and not made.default:
-        raise BadSpec('otherwise="default" needs a default to ask')
+        yield 'otherwise="default" needs a default to ask'
+    if not callable(cast("object", made.key)) and not isinstance(made.key, Near):
+        yield f"key is a function such as metier.numeric, or metier.Near(…), and not {made.key!r}"
     for name, share in {"enough": made.enough, "quorum": made.quorum}.items():
         if not 0 <= share <= 1:
-            raise BadSpec(f"{name} is a share of the weight, 0 to 1, and not {share:g}")
+            yield f"{name} is a share of the weight, 0 to 1, and not {share:g}"
     if made.cap_usd is not None and not 0 < made.cap_usd < math.inf:
-        raise BadSpec(f"cap_usd is an amount of USD, and not {made.cap_usd:g}")
-    return made
+        yield f"cap_usd is an amount of USD, and not {made.cap_usd:g}"
+    if not 0 < made.timeout_s < math.inf:
+        yield f"timeout_s is a time in seconds, above 0, and not {made.timeout_s:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,13 +208,16 @@ class Chooser:
 
         Raises:
             CallFailed: not as many agree as the quorum wants, and `otherwise` is "fail" (reason `no_quorum`); or nobody answered (the reason of the first).
+            WorkflowBroken: the author names an agent that is not there.
             DeadlineMissed: nobody answered in time.
             LimitReached: a limit of the run, or the cap, left too little for anybody to answer.
             BadInput: no agent is called as the input wants.
         """
         desk, place = here()
+        self._check(desk.cards())
         task = Task(text=text, category=category, context=dict(context or {}))
         chosen = await desk.choose(place, self._wanted(task, tuple(override), desk.tenant))
+        chosen = replace(chosen, decision=self._settling(chosen.decision))
         within = Cap(f"decision:{chosen.decision_id}", self.cap_usd) if self.cap_usd is not None else None
         asked = _Asked(self, task, chosen, lambda name, what: desk.ask(place, name, what, self.timeout_s, within))
         votes = await collect(chosen.decision, lambda name: asked.ask(name, task), self.key)
@@ -203,6 +225,19 @@ class Chooser:
         if len(votes.answers) > 1 and verdict.quorum and verdict.by != "default":
             await desk.voted(chosen, {name: float(name in verdict.agreed) for name in votes.answers})
         return verdict
+
+    def _check(self, cards: Mapping[str, AgentCard]) -> None:
+        """Whoever settles a vote is there: that it is not would show only once votes differ, and all have been paid for. Raises `WorkflowBroken`."""
+        for role, name in (("judge", self.judge), ("synthesis", self.synthesis)):
+            if name is not None and name not in cards:
+                raise WorkflowBroken(
+                    f"no agent is called {name!r}, which is the {role} of this node; there are: {', '.join(sorted(cards))}"
+                )
+
+    def _settling(self, decision: Decision) -> Decision:
+        """As it is followed: where a quorum has to be, those who are needed for one are waited for, whatever a router thinks."""
+        enough = decision.enough if self.otherwise == "best" else max(decision.enough, self.quorum)
+        return decision.model_copy(update={"enough": enough})
 
     def _wanted(self, task: Task, override: tuple[str, ...], tenant: str) -> Wanted:
         named = Named(by="override", agents=override, why="the input asks for it") if override else None
@@ -215,7 +250,7 @@ class Chooser:
             topologies=self.topologies,
             named=named,
             default=self.default,
-            enough=self.enough,
+            enough=max(self.enough, self.quorum),
             cap_usd=self.cap_usd,
         )
 
@@ -239,7 +274,8 @@ class _Asked:
         if self.chooser.otherwise == "default":
             return await self._default(votes, settled)
         failed = "".join(f"; {name}: {code}" for name, code in votes.failed.items())
-        told = f"{votes.backing():.0%} of the weight stand behind one answer, which is no quorum{failed}"
+        beside = ", and as much behind another" if tied(votes.camps) else ""
+        told = f"{votes.backing():.0%} of the weight stand behind one answer{beside}, which is no quorum{failed}"
         raise CallFailed(told, reason="no_quorum")
 
     async def _settled(self, votes: Votes) -> Verdict:
@@ -260,11 +296,13 @@ class _Asked:
         return self._voted(votes, at).model_copy(update={"by": how, "quorum": True, **text})
 
     def _voted(self, votes: Votes, at: int = 0) -> Verdict:
+        found, quorum = votes.camps, self.chooser.quorum
         return Verdict(
-            **spoken_for(votes.camps, at).model_dump(),
-            quorum=bool(votes.camps) and votes.backing(at) >= self.chooser.quorum - EPSILON,
+            **spoken_for(found, at).model_dump(),
+            quorum=bool(found) and votes.backing(at) >= quorum - EPSILON and not (quorum and tied(found)),
             topology=self.chosen.decision.topology,
             failed=votes.failed,
+            uncompared=unkeyed([*votes.answers.values()], votes.key),
             decision_id=self.chosen.decision_id,
         )
 
@@ -272,9 +310,13 @@ class _Asked:
         """The default agent's answer, which it may have given already; everybody who said something else dissents."""
         name = self.chooser.default[0]
         answer = votes.answers.get(name) or await self.ask(name, self.task)
-        mine = next((camp.agents for camp in votes.camps if name in camp.agents), (name,))
-        said = {one.agent: one.text for one in votes.answers.values() if one.agent not in mine and one.text.strip()}
-        told = {"text": answer.text, "agreed": mine, "dissent": said, "by": "default"}
+        if not answer.text.strip() and votes.camps:  # it supports nothing: what the others said is better than that
+            return settled
+        at = next((at for at, camp in enumerate(votes.camps) if name in camp.agents), None)
+        if at is not None:
+            return self._voted(votes, at).model_copy(update={"text": answer.text, "quorum": False, "by": "default"})
+        said = {one.agent: one.text for one in votes.answers.values() if one.text.strip()}
+        told = {"text": answer.text, "agreed": (name,), "support": 0.0, "dissent": said, "by": "default"}
         return settled.model_copy(update=told)
 
 
@@ -285,11 +327,10 @@ def _field(state: Any, name: str) -> Any:
 
 def _text(state: Any, question: str | Read) -> str:
     text = _field(state, question) if isinstance(question, str) else question(state)
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str) or not text.strip():
         where = f"the state's {question!r}" if isinstance(question, str) else "what its question gives"
-        raise WorkflowBroken(
-            f"a node that chooses has no question to ask: {where} is {type(text).__name__}, and no text"
-        )
+        what = "empty" if isinstance(text, str) else f"{type(text).__name__}, and no text"
+        raise WorkflowBroken(f"a node that chooses has no question to ask: {where} is {what}")
     return text
 
 

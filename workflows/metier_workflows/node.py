@@ -185,7 +185,7 @@ class Agent:
         failures = 0
         while True:
             try:
-                return await desk.ask(place, self.name, task, timeout_s)
+                return await desk.ask(place, self.name, task, _finite(timeout_s))
             except (CallFailed, DeadlineMissed) as error:
                 failures += 1
                 code = error.reason if isinstance(error, CallFailed) else error.code

@@ -7,7 +7,7 @@ cannot be done is answered with a `RequestRejected`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import structlog
@@ -42,6 +42,7 @@ def moved(stages: Stages, asked: RouterMoveRequested, known: RouterVersion) -> S
     """Where versions stand after a move. Raises `MoveRefused`.
 
     A version stands at one place. One is promoted, one at the most is on trial. Whoever is promoted takes the place of another, which comes back if that is rolled back.
+    Whoever is rolled back comes back by nobody's move but its own: it is no earlier version any more.
     """
     version, now = asked.router, stages.of(asked.router)
     if now == asked.to and not (asked.to == "canary" and asked.share != stages.share):
@@ -61,8 +62,8 @@ def moved(stages: Stages, asked: RouterMoveRequested, known: RouterVersion) -> S
             return _on_trial(rest, asked)
         case "promoted":
             _check(asked, known)
-            before = (*rest.before, *([rest.promoted] if rest.promoted else []))[-EARLIER:]
-            return rest.model_copy(update={"promoted": version, "before": before})
+            before = (*rest.before, *([rest.promoted] if rest.promoted else []))
+            return rest.model_copy(update={"promoted": version, "before": _without(version, before)[-EARLIER:]})
         case "rolled_back":
             return _rolled_back(rest, version, now)
 
@@ -87,11 +88,16 @@ def _check(asked: RouterMoveRequested, known: RouterVersion) -> None:
 
 
 def _rolled_back(rest: Stages, version: str, now: str) -> Stages:
-    if now == "fitted":
+    if now == "fitted" and version not in rest.before:
         raise MoveRefused(f"{version} stands nowhere, and so cannot be rolled back")
+    before = _without(version, rest.before)
     if now != "promoted":
-        return rest
-    return rest.model_copy(update={"promoted": rest.before[-1] if rest.before else None, "before": rest.before[:-1]})
+        return rest.model_copy(update={"before": before})
+    return rest.model_copy(update={"promoted": before[-1] if before else None, "before": before[:-1]})
+
+
+def _without(version: str, before: Sequence[str]) -> tuple[str, ...]:
+    return tuple(one for one in before if one != version)
 
 
 class Promotion:
@@ -158,7 +164,8 @@ class Promotion:
             seen = (await self._journal.routers.stages()).get(tenant, Stages())
             after = moved(seen, asked, known)
             facts = asked.model_dump(include={"share", "by", "note"})
-            other = {"promoted": seen.promoted, "rolled_back": after.promoted}.get(asked.to)
+            left = after.promoted if seen.of(asked.router) != "fitted" else None
+            other = {"promoted": seen.promoted, "rolled_back": left}.get(asked.to)
             move = Move(move_id=move_id, tenant=tenant, version=asked.router, stage_before=seen.of(asked.router),
                         stage=asked.to, forced=asked.force, other=other, **facts)  # fmt: skip
             await self._journal.routers.move(move, seen, after)

@@ -2,6 +2,9 @@
 
 Of the log those decisions count whose answer somebody judged and whose chances are known. The whole decision is what is weighed (`ways`): which agents, and how they are
 asked. If the version was fitted from outcomes, only decisions since then count: of those before, it has seen the answers.
+
+Of what a judgement can tell nothing (no eval set was named, or too small a one; too thin a log), what an earlier one found stands, and the verdict says of when it is. So
+nobody takes a verdict back by not looking.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Literal, cast
 
 import numpy as np
@@ -43,7 +47,7 @@ class OnLog:
 class OnSet:
     """What an eval set says: the version's mean score, that of whatever it is compared with, and by how much it is better.
 
-    `refused`: why nothing is said; None where it is.
+    `refused`: why nothing is said; None where it is. `name` is the set's.
     """
 
     rows: int
@@ -52,6 +56,7 @@ class OnSet:
     value: float | None = None
     baseline: float | None = None
     gain: Estimate | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,14 +155,61 @@ def _best(matrix: Matrix) -> int:
     return int(np.divide(sums, rows, out=np.full(len(rows), -1.0), where=rows > 0).argmax())
 
 
-def verdict(log: OnLog | None, sets: OnSet | None) -> Verdict:
-    """What both say together: worse, if one of them shows it; better, if one does and the other does not speak against it."""
-    gains = {"the log": log.estimates.gain if log else None, "the eval set": sets.gain if sets else None}
+@dataclass(frozen=True)
+class Earlier:
+    """What was found out before, and when; seconds since the epoch."""
+
+    report: Verdict
+    at: float
+
+
+def verdict(log: OnLog | None, sets: OnSet | None, before: Earlier | None = None) -> Verdict:
+    """What both say together: worse, if one of them shows it; better, if one does and the other does not speak against it. Of what is silent now, the earlier finding counts."""
+    found = {"log": log.estimates.gain if log else None, "set": sets.gain if sets else None}
+    figures, gains, words = {"log": _figures(log), "set": _figures(sets)}, list[Estimate](), list[str]()
+    for part, gain in found.items():
+        kept = _kept(before, part) if gain is None else None
+        known = gain or (_gain(kept) if kept else None)
+        if known is None:
+            continue
+        figures[part] = kept or figures[part]
+        gains.append(known)
+        words.append(f"{_signed(known)} on {_named(part, figures[part])}{_of(kept)}")
     refused = [one for one in (log.estimates.refused if log else None, sets.refused if sets else None) if one]
-    words = [f"{_signed(gain)} on {name}" for name, gain in gains.items() if gain]
     why = "; ".join([*words, *refused]) or "neither a log nor an eval set was given"
-    figures = {"log": _figures(log), "set": _figures(sets)}
-    return Verdict(verdict=_word([gain for gain in gains.values() if gain]), why=why, figures=figures)
+    return Verdict(verdict=_word(gains), why=why, figures=figures)
+
+
+def _kept(before: Earlier | None, part: str) -> dict[str, JsonValue] | None:
+    """The figures of an earlier judgement's log or set, where they say something, with the time at which they were found."""
+    figures = before.report.figures.get(part) if before else None
+    if before is None or not isinstance(figures, dict) or _gain(figures) is None:
+        return None
+    return {"judged_at": before.at, **figures}
+
+
+def _gain(figures: Mapping[str, JsonValue]) -> Estimate | None:
+    inside = figures.get("estimates", figures)
+    gain = inside.get("gain") if isinstance(inside, dict) else None
+    if not isinstance(gain, dict):
+        return None
+    ends = [gain.get(name) for name in ("value", "low", "high")]
+    value, low, high = (float(end) if isinstance(end, int | float) else math.nan for end in ends)
+    return None if math.isnan(value + low + high) else Estimate(value, low, high)
+
+
+def _named(part: str, figures: JsonValue) -> str:
+    name = figures.get("name") if part == "set" and isinstance(figures, dict) else ""
+    return f"the eval set{f' {name}' if name else ''}" if part == "set" else "the log"
+
+
+def _of(kept: Mapping[str, JsonValue] | None) -> str:
+    """When an earlier finding was made, and against what."""
+    at = kept.get("judged_at") if kept else None
+    if kept is None or not isinstance(at, int | float):
+        return ""
+    against = f" against {kept['against']}" if kept.get("against") else ""
+    return f"{against}, as it was judged on {datetime.fromtimestamp(at, UTC):%Y-%m-%d}"
 
 
 def _word(gains: Sequence[Estimate]) -> Word:

@@ -168,8 +168,14 @@ def _candidates(wanted: Wanted, cards: Mapping[str, AgentCard]) -> tuple[str, ..
     named = wanted.named.agents if wanted.named else ()
     if wanted.named and wanted.named.by == "override" and (gone := _gone(named, cards)):
         raise BadInput(f"the input asks for {gone}, which no agent is called; {there}")
-    if gone := _gone((*wanted.among, *wanted.default, *named), cards):
-        raise WorkflowBroken(f"no agent is called {gone}; {there}")
+    parts = {
+        f"the rule {wanted.named.why!r}" if wanted.named else "": named,
+        "the default": wanted.default,
+        "the node": wanted.among,
+    }
+    for who, names in parts.items():
+        if gone := _gone(names, cards):
+            raise WorkflowBroken(f"no agent is called {gone}, which {who} names; {there}")
     names = tuple(sorted({*(wanted.among or cards), *named}))
     if not names or (wanted.named and not named):
         raise WorkflowBroken("a decision has nobody to choose among")

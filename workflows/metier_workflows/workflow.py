@@ -25,6 +25,8 @@ from metier_infra.words import stable_id
 
 BRANCH_TO = "branch:to:"
 """LangGraph's channels that say which node is next."""
+ROOT = "__root__"
+"""LangGraph's one channel of a state that has no fields."""
 Graph = StateGraph[Any, Any, Any, Any]
 Compiled = CompiledStateGraph[Any, Any, Any, Any]
 
@@ -62,12 +64,29 @@ def workflow(name: str, *, input: type[BaseModel] | None = None) -> Callable[[Ca
         def greet() -> StateGraph: ...
 
     `input` is a pydantic model that every request must fit; None takes any JSON object.
+
+    Raises `BadSpec` where a node that chooses would write its answer to no field of the state, for LangGraph drops what it has no field for.
     """
 
     def declare(build: Callable[[], Graph]) -> Workflow:
-        return Workflow(name, build, input, shape(build()))
+        graph = build()
+        if lost := _lost(graph):
+            raise BadSpec(f"the workflow {name!r}: {lost}")
+        return Workflow(name, build, input, shape(graph))
 
     return declare
+
+
+def _lost(graph: Graph) -> str:
+    """Which node's answer would be dropped, in a sentence; empty where none would."""
+    fields = cast("dict[str, object]", graph.channels).keys()
+    if ROOT in fields:
+        return ""
+    for node, spec in graph.nodes.items():
+        into: object = getattr(getattr(spec.runnable, "afunc", None), "into", None)
+        if isinstance(into, str) and into not in fields:
+            return f"the node {node!r} writes its answer to {into!r}, which is no field of the state; there are: {', '.join(sorted(fields))} (into=… names one)"
+    return ""
 
 
 def shape(graph: Graph) -> str:

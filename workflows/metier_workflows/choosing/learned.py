@@ -243,7 +243,10 @@ class LearnedRouter:
 
 
 def _because(chosen: tuple[str, ...]) -> str:
-    return f"the answers of {len(chosen)} agents together proved better than one; those after the first are asked until enough agree"
+    return (
+        f"the answers of {len(chosen)} agents together proved better than one: they complement each other, and those whose errors go together share a vote; "
+        "those after the first are asked until enough agree"
+    )
 
 
 def propensities(worth: Floats, spread: Floats | None) -> Floats:

@@ -76,7 +76,7 @@ def _table(file: Path) -> Any:
     try:
         return reader.read_table(file)
     except FileNotFoundError as missing:
-        raise BadSpec(f"there is no file {file}; --data names the directory, --name what stands before _q.parquet and _o.parquet") from missing  # fmt: skip
+        raise BadSpec(f"there is no file {file}; a matrix is two files in one directory, NAME_q.parquet and NAME_o.parquet") from missing  # fmt: skip
     except Exception as broken:
         raise BadSpec(f"{file} cannot be read as Parquet: {broken}") from broken
 

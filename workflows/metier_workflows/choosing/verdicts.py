@@ -119,6 +119,8 @@ def _shared(segment: Segment, group: Sequence[str], margin: float) -> str:
 
 
 def _commoditised(segment: Segment, group: Sequence[str], margin: float) -> str:
+    if not any(one.accuracy and one.accuracy.value for one in segment.standings):
+        return f"Commoditised: {_every(group)} are never right here. Look at these queries, and at how answers to them are scored, first."
     gain = f", and an oracle would gain {points(segment.headroom)}" if segment.headroom else ""
     return f"Commoditised: {_every(group)} are within {_margin(margin)} of the best{gain}.{_cheapest(segment, group)}"
 

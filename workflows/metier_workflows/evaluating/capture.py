@@ -6,6 +6,7 @@ sample is marked `todo`, with the agents' answers beside it, and does not run be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ TO_COMPLETE = "write what is right as `expected`, or a `scorer` that needs no su
 LONGEST_KEPT = 4_000
 """Characters of an answer that are kept as provenance."""
 TAG = "captured"
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def samples_of(traced: Traced) -> list[Sample]:
     """A sample for each task that the run's agents were given; tasks of judges are none."""
     tasks: dict[str, list[Call]] = {}
     for call in traced.calls:
-        if call.task.category != judging.CATEGORY:
+        if call.task.category != judging.CATEGORY and call.task.text.strip():
             tasks.setdefault(derived_id(call.task.text, call.task.category, call.task.context), []).append(call)
     return [_sample(name, calls, traced, alone=len(tasks) == 1) for name, calls in tasks.items()]
 
@@ -61,7 +63,7 @@ def _sample(name: str, calls: Sequence[Call], traced: Traced, *, alone: bool) ->
         text=calls[0].task.text,
         expected=expected,
         scorer=Numeric() if expected is not None and _is_number(expected) else Exact(),
-        category=calls[0].task.category[:100],
+        category=_category(calls[0].task.category),
         context=calls[0].task.context,
         tags=(TAG,),
         todo="" if right else TO_COMPLETE,
@@ -74,6 +76,11 @@ def _sample(name: str, calls: Sequence[Call], traced: Traced, *, alone: bool) ->
             outcome_by=word.by if word else "",
         ),
     )
+
+
+def _category(told: str) -> str:
+    """As a set may have it: a node may name it as it likes."""
+    return _CONTROL.sub(" ", told).strip()[:100] or "general"
 
 
 def _right(calls: Sequence[Call], traced: Traced, *, alone: bool) -> tuple[str, Outcome] | None:

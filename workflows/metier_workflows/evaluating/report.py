@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from metier_infra.errors import BadSpec
 from metier_workflows.choosing import statistics
 from metier_workflows.choosing.matrix import Floats
 from metier_workflows.choosing.statistics import Difference, Estimate
@@ -99,7 +98,7 @@ def _scores(found: Iterable[Result]) -> Floats:
 class Compared:
     """An agent now and in a baseline, on the samples that both have; `difference` is now less then, `p` corrected for the number of agents.
 
-    None where they have no sample in common.
+    None where they have no sample in common of which both scores are known.
     """
 
     agent: str
@@ -113,19 +112,18 @@ class Compared:
 
 
 def compared(now: Iterable[Result], then: Iterable[Result]) -> list[Compared]:
-    """Each agent against the baseline: paired by sample (a sample that was changed is another one), corrected by Holm over agents. Raises `BadSpec` where nothing can be compared."""
+    """Each agent against the baseline: paired by sample (a sample that was changed is another one), corrected by Holm over agents."""
     before = {(*one.pair, one.digest): one for one in then}
     found = {agent: _difference(results, before) for agent, results in sorted(by_agent(now).items())}
     tested = [name for name, one in found.items() if one is not None]
-    if not tested:
-        raise BadSpec("the baseline has no sample and agent in common with this evaluation")
     corrected = statistics.holm([one.p for one in found.values() if one is not None])
     ps = dict(zip(tested, corrected, strict=True))
     return [Compared(name, one, ps.get(name, 1.0)) for name, one in found.items()]
 
 
 def _difference(now: Iterable[Result], before: Mapping[tuple[str, str, str], Result]) -> Difference | None:
-    both = [(one, then) for one in now if (then := before.get((*one.pair, one.digest)))]
+    pairs = [(one, then) for one in now if (then := before.get((*one.pair, one.digest)))]
+    both = [pair for pair in pairs if pair[0].score is not None and pair[1].score is not None]
     return statistics.paired(_scores(one for one, _ in both), _scores(then for _, then in both)) if both else None
 
 
@@ -135,19 +133,32 @@ def below(results: Iterable[Result], least: float) -> dict[str, float]:
     return {name: mean for name, mean in sorted(means.items()) if mean < least}
 
 
-def faults(results: Sequence[Result], *, left: int, least: float | None, against: Sequence[Compared]) -> list[str]:
-    """Why a check by `metier eval run` fails, in sentences; none where it passes, and none where nothing was to be checked.
+def faults(
+    results: Sequence[Result], *, left: int, least: float | None, against: Sequence[Compared] | None
+) -> list[str]:
+    """Why a check by `metier eval run` fails, in sentences; none where it passes, and none where nothing was to be checked. `against` is None without a baseline.
 
-    Where there is a bar or a baseline, an evaluation that did not come to its end fails: half a set passes more easily than all of it.
+    Where there is a bar or a baseline, an evaluation that did not come to its end fails: half a set passes more easily than all of it. So does one that
+    has nothing in common with its baseline: that would pass whatever it came to.
     """
-    if least is None and not against:
+    if least is None and against is None:
         return []
     low = below(results, least) if least is not None else {}
     return [
         *([f"{left} pairs were not asked, so nothing can be said of the whole set"] if left else []),
         *(f"{name}: a score of {mean:.4f} is below {least:g}" for name, mean in low.items()),
-        *(_regression(one) for one in against if one.regressed),
+        *(_regression(one) for one in against or () if one.regressed),
+        *(["nothing here can be compared with the baseline"] if against is not None and not _known(against) else []),
     ]
+
+
+def _known(against: Sequence[Compared]) -> bool:
+    return any(one.difference is not None for one in against)
+
+
+def uncompared(against: Sequence[Compared]) -> list[str]:
+    """The agents of which the baseline tells nothing, where it does of others."""
+    return [one.agent for one in against if one.difference is None] if _known(against) else []
 
 
 def _regression(one: Compared) -> str:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Self, cast
 
 import pydantic_core
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from metier_infra.declared import Declared
 from metier_infra.errors import BadSpec
 from metier_infra.words import Name, stable_id
-from metier_workflows.evaluating.scorers import KINDS, NEED_EXPECTED, SCORERS, Exact, Expected, Scorer, Value
+from metier_workflows.evaluating.scorers import KINDS, NEED_EXPECTED, SCORERS, Exact, Expected, Scorer, Value, unfit
 
 LONGEST_LINE = 1 << 20
 """Bytes of one line."""
@@ -66,12 +67,20 @@ class Sample(Declared):
             told["id"] = derived_id(told["text"], told.get("category", "general"), told.get("context", {}))
         return told
 
+    @field_validator("text")
+    @classmethod
+    def _asks_something(cls, text: str) -> str:
+        if not text.strip():
+            raise pydantic_core.PydanticCustomError("blank", "there is nothing to ask in it")
+        return text
+
     @model_validator(mode="after")
     def _can_be_scored(self) -> Self:
-        if self.scorer.name in NEED_EXPECTED and self.expected in (None, (), "") and not self.todo:
-            raise pydantic_core.PydanticCustomError(
-                "needs_expected", f"expected: the scorer {self.scorer.name} needs to know what is right"
-            )
+        if self.scorer.name not in NEED_EXPECTED or self.todo:
+            return self
+        missing = f"the scorer {self.scorer.name} needs to know what is right" if self.expected in (None, ()) else ""
+        if fault := missing or unfit(self.scorer, self.wanted):
+            raise pydantic_core.PydanticCustomError("needs_expected", "expected: {fault}", {"fault": fault})
         return self
 
     @property
@@ -96,22 +105,31 @@ def read_set(path: Path, *, todo: bool = False) -> tuple[Sample, ...]:
     Raises:
         BadSpec: with file, line and field; for an empty file, and for two samples of one id, too.
     """
-    places: dict[str, int] = {}
-    found: list[Sample] = []
+    return tuple(placed_set(path, todo=todo).values())
+
+
+def placed_set(path: Path, *, todo: bool = False) -> dict[str, Sample]:
+    """The same, each sample under its place: file and line, with which an error begins."""
+    lines: dict[str, int] = {}
+    found: dict[str, Sample] = {}
     for number, line in _lines(path):
-        sample = read_sample(line, f"{path}:{number}")
+        sample = read_sample(line, place := f"{path}:{number}")
         if sample.todo and not todo:
-            raise BadSpec(f"{path}:{number}: todo: {sample.todo}; do that, and take `todo` away")
-        if (before := places.setdefault(sample.id, number)) != number:
-            raise BadSpec(
-                f"{path}:{number}: id: {sample.id!r} is the id of line {before} too; each sample needs its own"
-            )
-        found.append(sample)
+            raise BadSpec(f"{place}: todo: {sample.todo}; do that, and take `todo` away")
+        if (before := lines.setdefault(sample.id, number)) != number:
+            raise BadSpec(f"{place}: id: {_twice(sample, before)}")
+        found[place] = sample
         if len(found) > MOST_SAMPLES:
-            raise BadSpec(f"{path}:{number}: a set has at most {MOST_SAMPLES} samples")
+            raise BadSpec(f"{place}: a set has at most {MOST_SAMPLES} samples")
     if not found and not todo:
         raise BadSpec(f"{path}: there is no sample in it; write one JSON object a line, such as {EXAMPLE}")
-    return tuple(found)
+    return found
+
+
+def _twice(sample: Sample, before: int) -> str:
+    if sample.id == derived_id(sample.text, sample.category, sample.context):
+        return f"line {before} asks the same; to ask it twice, give each an `id` of its own"
+    return f"{sample.id!r} is the id of line {before} too; each sample needs its own"
 
 
 EXAMPLE = '{"text": "How many legs have two cats?", "expected": 8, "scorer": "numeric"}'
@@ -143,10 +161,25 @@ def read_sample(line: bytes, place: str) -> Sample:
         raise BadSpec(f"{place}: not JSON: {str(error).partition(' at line')[0]}") from error
     if not isinstance(data, dict):
         raise BadSpec(f"{place}: a sample is a JSON object, such as {EXAMPLE}")
+    if field := _infinite(cast("dict[str, object]", data)):
+        raise BadSpec(f"{place}: {field}: a number in it is too large to be carried")
     try:
         return Sample.model_validate(data)
     except ValidationError as error:
         raise BadSpec(f"{place}: {_sentence(error)}") from error
+
+
+def _infinite(data: Mapping[str, object]) -> str:
+    """The field that holds a number such as 1e999, which JSON has and no float; empty where there is none."""
+
+    def inside(value: object) -> bool:
+        if isinstance(value, dict):
+            return any(map(inside, cast("dict[str, object]", value).values()))
+        return (
+            any(map(inside, cast("list[object]", value))) if isinstance(value, list) else value in (math.inf, -math.inf)
+        )
+
+    return next((name for name, value in data.items() if inside(value)), "")
 
 
 _FORMS = {

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
+from pydantic_core import PydanticCustomError
 
 from metier_infra.declared import Declared
 from metier_infra.words import Name, Word
@@ -82,11 +83,29 @@ class Judged(Declared):
     by: Literal["majority", "mean"] = "majority"
     own: bool = False
 
+    @field_validator("judges")
+    @classmethod
+    def _each_once(cls, judges: tuple[str, ...]) -> tuple[str, ...]:
+        """Whoever is named twice would have two votes."""
+        if twice := next((name for at, name in enumerate(judges) if name in judges[:at]), None):
+            raise PydanticCustomError("twice", "{name} is named twice", {"name": repr(twice)})
+        return judges
+
 
 Scorer = Annotated[Exact | Numeric | Contains | Schema | Code | Judged, Field(discriminator="name")]
 KINDS: tuple[type[Declared], ...] = (Exact, Numeric, Contains, Schema, Code, Judged)
 SCORERS: tuple[str, ...] = tuple(kind.model_fields["name"].default for kind in KINDS)
 NEED_EXPECTED = frozenset({"exact", "numeric", "contains"})
+
+
+def unfit(scorer: Scorer, wanted: Iterable[Value]) -> str:
+    """Why a scorer could make nothing of what is expected, whatever is answered; empty where it can."""
+    for one in wanted:
+        if not text_of(one).strip():
+            return f"an empty text is no answer, and {'stands in each' if scorer.name == 'contains' else 'never right'}"
+        if scorer.name == "numeric" and number_of(text_of(one)) is None:
+            return f"no number can be read in {text_of(one)[:80]!r}, and the scorer is numeric"
+    return ""
 
 
 class Score(Word):
