@@ -17,7 +17,7 @@ from metier.configuration import System
 from metier_infra.bus import Consumption
 from metier_infra.database import Statement
 from metier_infra.errors import DeadlineMissed
-from metier_infra.events import Event, RunSucceeded
+from metier_infra.events import DEAD_LETTERS, Event, RunSucceeded
 from metier_infra.messages import Delivery, Envelope, Record
 
 RUN_S = 180.0
@@ -134,21 +134,21 @@ async def floors(system: System, *, kafka: bool) -> dict[str, float]:
 
 
 async def _round_trip_ms(system: System) -> float:
-    """Produce, consume, reply, consume: on `metier.outcomes`, which nothing else reads here."""
+    """Produce, consume, reply, consume: on the dead letters, which no role reads."""
     back: asyncio.Queue[bytes] = asyncio.Queue()
     ready, stop = asyncio.Event(), asyncio.Event()
 
     async def handle(delivery: Delivery) -> None:
         if delivery.value == b"ping":
-            await system.bus.publish(Record("metier.outcomes", delivery.key, b"pong"))
+            await system.bus.publish(Record(DEAD_LETTERS, delivery.key, b"pong"))
         else:
             back.put_nowait(delivery.value)
 
     async def trip() -> None:
-        await system.bus.publish(Record("metier.outcomes", b"floor", b"ping"))
+        await system.bus.publish(Record(DEAD_LETTERS, b"floor", b"ping"))
         await back.get()
 
-    what = Consumption(["metier.outcomes"], None, "latest", ready=ready.set)
+    what = Consumption([DEAD_LETTERS], None, "latest", ready=ready.set)
     consuming = asyncio.create_task(system.bus.consume(what, handle, stop))
     await ready.wait()
     taken = await timed_ms(trip, 100)
