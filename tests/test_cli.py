@@ -102,7 +102,8 @@ def test_a_journal_of_a_newer_version_is_not_called_up_to_date(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METIER_SQLITE_PATH", str(tmp_path / "journal.db"))
-    monkeypatch.delenv("METIER_KAFKA_BOOTSTRAP", raising=False)
+    for name in ("METIER_KAFKA_BOOTSTRAP", "METIER_POSTGRES_URL"):
+        monkeypatch.delenv(name, raising=False)
     assert CliRunner().invoke(app, ["migrate"]).exit_code == 0
     with closing(sqlite3.connect(tmp_path / "journal.db")) as connection, connection:
         connection.execute("INSERT INTO metier_schema (version, at) VALUES (9999, 0)")
