@@ -415,7 +415,12 @@ async def test_a_duplicate_request_starts_nothing_before_while_and_after_its_run
     [
         ("nothing", {"text": "x"}, "unknown_workflow", "no workflow is called 'nothing'"),
         ("chain", {"wrong": 1}, "bad_input", "text: Field required"),
-        ("breaks", {"text": "x"}, "workflow_broken", "raised ZeroDivisionError: by the author"),
+        (
+            "breaks",
+            {"text": "x"},
+            "workflow_broken",
+            "the node 'breaks' of 'breaks' raised ZeroDivisionError: by the author",
+        ),
         ("chain", {"text": "fail"}, "call_failed", "the agent 'helper' failed: no"),
         ("odd", {"text": "x"}, "workflow_broken", "JSON"),
         ("nan", {"text": "x"}, "workflow_broken", "JSON"),

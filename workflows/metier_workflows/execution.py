@@ -6,6 +6,7 @@ The orchestrator makes an `Execution` and starts `segment`s of runs with it; `se
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -183,7 +184,9 @@ class Execution:
             raise
         except Exception as error:
             log.exception("the workflow's graph raised", action="fail", run_id=run.run_id, workflow=run.workflow)
-            broken = WorkflowBroken(f"the graph of {run.workflow!r} raised {type(error).__name__}: {_said(error)}")
+            broken = WorkflowBroken(
+                f"{_where(error)} of {run.workflow!r} raised {type(error).__name__}: {_said(error)}"
+            )
             return None, Failure(code=broken.code, message=str(broken))
 
     async def _graph(self, run: Run, workflow: Workflow, value: dict[str, object], desk: RunDesk) -> dict[str, object]:
@@ -266,6 +269,17 @@ def _said(error: Exception) -> str:
         return str(error)
     except Exception as broken:
         return f"it cannot say what is wrong: {type(broken).__name__}"
+
+
+_NODE = re.compile(r"During task with name '(.+)' and id '")
+"""LangGraph's note on an exception that left a node; the innermost graph's comes first."""
+
+
+def _where(error: Exception) -> str:
+    """What of the graph raised: the node, with those of the graphs round it, where LangGraph says so."""
+    notes = [_NODE.match(note) for note in getattr(error, "__notes__", ())]
+    nodes = [found[1] for found in reversed(notes) if found]
+    return f"the node {'/'.join(nodes)!r}" if nodes else "the graph"
 
 
 def _plain(workflow: str, result: dict[str, object]) -> dict[str, object]:
