@@ -419,7 +419,7 @@ async def test_a_duplicate_request_starts_nothing_before_while_and_after_its_run
             "breaks",
             {"text": "x"},
             "workflow_broken",
-            "the node 'breaks' of 'breaks' raised ZeroDivisionError: by the author",
+            "the node 'node1' of 'breaks' raised ZeroDivisionError: by the author",
         ),
         ("chain", {"text": "fail"}, "call_failed", "the agent 'helper' failed: no"),
         ("odd", {"text": "x"}, "workflow_broken", "JSON"),
