@@ -87,6 +87,26 @@ async def test_who_lost_the_run_can_write_nothing_and_who_holds_it_can(database:
     assert found.checkpoint["channel_values"] == {"a": 2}
 
 
+async def test_a_saver_that_begins_hands_over_once_what_it_knows_and_reads_from_then_on(database: Database) -> None:
+    run = await held(Journal(database))
+    saver = JournalSaver(database, run.epoch)
+    # Given a run that is new, and so has nothing that would have to be read
+    assert await saver.begin(at(run), new=True) is None
+    place = await saver.aput(at(run), checkpoint(1), META, {"a": "1"})
+    assert await saver.aget_tuple(at(run)) is None
+    # When it is asked again, or for a certain checkpoint, then it reads
+    found = await saver.aget_tuple(at(run))
+    assert found is not None
+    assert found.config == place
+    # And one that goes on begins where it stands
+    again = JournalSaver(database, run.epoch)
+    begun = await again.begin(at(run), new=False)
+    assert begun is not None
+    assert begun.config == place
+    assert await again.aget_tuple(place) is not begun
+    assert await again.aget_tuple(at(run)) is begun
+
+
 class State(TypedDict):
     """Items to work on, and what came of them."""
 

@@ -93,6 +93,16 @@ async def test_of_a_group_that_breaks_nothing_is_left(pipeline: Pipeline, empty_
         assert other.execute("SELECT count(*) FROM things").fetchone() == (0,)
 
 
+async def test_of_a_group_with_a_value_that_cannot_be_sent_nothing_is_left(
+    pipeline: Pipeline, empty_postgres_url: str
+) -> None:
+    with pytest.raises(psycopg.DataError, match="NUL"):
+        await pipeline.run([thing(1), thing(2, name="a\0b"), thing(3)])
+    await pipeline.close()
+    with psycopg.connect(empty_postgres_url) as other:
+        assert other.execute("SELECT count(*) FROM things").fetchone() == (0,)
+
+
 async def test_a_fence_that_touches_no_row_undoes_its_group(pipeline: Pipeline, empty_postgres_url: str) -> None:
     with pytest.raises(errors.DivisionByZero):
         await pipeline.run([thing(1), Statement("UPDATE things SET name = 'b' WHERE id = 7", must=True)])

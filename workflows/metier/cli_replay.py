@@ -23,7 +23,7 @@ from metier_infra.errors import BadSettings, MetierError, MissingRouter
 from metier_infra.journal import Journal
 
 if TYPE_CHECKING:
-    from metier.replay import With
+    from metier.replay import Models, With
     from metier.replay_report import Replayed
     from metier_workflows.choosing.router import Router
 
@@ -61,37 +61,41 @@ def command(
     models answer for free; a real model is asked only with --ask-models and a budget. Of several runs those that can be replayed are shown,
     and then what is wrong with the first of the others.
     """
-    from metier.replay import Models, check_ended, replay
+    from metier.replay import Models
 
     if ask_models and budget_usd is None:
         raise BadSettings("--ask-models needs a --budget, in USD")
     if changed and len(changed) > 1:
         raise BadSettings(f"--with changes one thing at a time: {' or '.join(changed)}")
-    models = Models(ask_models, budget_usd)
-
-    async def work(found: tuple[Config, Journal]) -> tuple[list[Replayed], list[MetierError]]:
-        config, journal = found
-        wanted = await _with(journal, changed[0] if changed else "")
-        runs = [await find_run(journal, one) for one in run_ids]
-        for one in runs:
-            check_ended(one)
-        shown_runs = track(
-            runs, "replayed", console=Console(stderr=True), transient=True, disable=not on_terminal(sys.stderr)
-        )
-        made: list[Replayed] = []
-        wrong: list[MetierError] = []
-        for run in shown_runs:
-            try:
-                made.append(await replay(config, journal, run, wanted, models, timeout_s=timeout_s))
-            except* MetierError as errors:
-                wrong.append(_first(errors))
-        return made, wrong
-
-    made, wrong = run_command(_reading, work)
+    wanted, models = changed[0] if changed else "", Models(ask_models, budget_usd)
+    made, wrong = run_command(_reading, lambda found: _replayed(*found, run_ids, wanted, models, timeout_s))
     if made or not wrong:
         _show(made, as_json=as_json)
     if wrong:
         raise wrong[0]
+
+
+async def _replayed(
+    config: Config, journal: Journal, run_ids: Sequence[str], wanted: str, models: Models, timeout_s: float
+) -> tuple[list[Replayed], list[MetierError]]:
+    """What came of each run, as far as it can be replayed, and what is wrong with the others."""
+    from metier.replay import check_ended, replay
+
+    changed = await _with(journal, wanted)
+    runs = [await find_run(journal, one) for one in run_ids]
+    for one in runs:
+        check_ended(one)
+    shown_runs = track(
+        runs, "replayed", console=Console(stderr=True), transient=True, disable=not on_terminal(sys.stderr)
+    )
+    made: list[Replayed] = []
+    wrong: list[MetierError] = []
+    for run in shown_runs:
+        try:
+            made.append(await replay(config, journal, run, changed, models, timeout_s=timeout_s))
+        except* MetierError as errors:
+            wrong.append(_first(errors))
+    return made, wrong
 
 
 def _first(errors: BaseExceptionGroup[MetierError]) -> MetierError:
